@@ -1,0 +1,18 @@
+//! What is said: the wire contract and the vocabulary that coordinator and worker share.
+//!
+//! ```text
+//! recipe ──► plan ──► StepPlan ──► message ──► wire (protobuf)
+//!    │        ├─ schedule   learning rate of a step
+//!    │        ├─ order      sample at a position       draws   augmentation at a position
+//!    │        └─ split      chunks of a batch, ranges of ranks     tree   order of addition
+//!    └─► isa · exit · manifest · digest
+//! ```
+//! May never: read a clock, open a socket or a file outside `manifest`, know a tensor.
+#![forbid(unsafe_code)]
+
+pub mod exit;
+pub mod ids;
+pub mod isa;
+pub mod message;
+pub mod recipe;
+pub mod tree;

@@ -1,0 +1,451 @@
+//! The keys of a recipe, one struct a table.
+
+use serde::{Deserialize, Serialize};
+
+/// A whole recipe.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Name of the run directory's parent: `runs/<name>/…`.
+    pub name: String,
+    /// `[data]`
+    pub data: Data,
+    /// `[model]`
+    pub model: Model,
+    /// `[optim]`
+    pub optim: Optim,
+    /// `[schedule]`
+    pub schedule: Schedule,
+    /// `[train]`
+    pub train: Train,
+    /// `[elastic]`
+    pub elastic: Elastic,
+    /// `[checkpoint]`
+    pub checkpoint: Checkpoint,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// `[data]`: which samples, in which order, how augmented.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Which data set.
+    pub kind: DataKind,
+    /// Folder of the files; unused by `shapes`. May differ on resume.
+    pub path: String,
+    /// Use only the first so many training samples (0: all).
+    pub limit: u64,
+    /// Use only the first so many test samples (0: all).
+    pub test_limit: u64,
+    /// `once`: each sample once an epoch. `with_replacement`: positions draw samples independently.
+    pub sampling: Sampling,
+    /// Subtracted and divided by, from the training set's statistics.
+    pub normalize: Normalize,
+    /// `[data.augment]`: training only.
+    pub augment: Augment,
+}
+
+/// `data.kind`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataKind {
+    /// CIFAR-10 binary files.
+    Cifar10,
+    /// CIFAR-100 binary files.
+    Cifar100,
+    /// Built-in procedural 32×32 set of 10 classes: needs no download.
+    #[default]
+    Shapes,
+}
+
+/// `data.sampling`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampling {
+    /// Each sample exactly once an epoch.
+    #[default]
+    Once,
+    /// As the Torch7 original drew them.
+    WithReplacement,
+}
+
+/// `data.normalize`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalize {
+    /// Mean image of the training set; one scalar standard deviation over every training value.
+    #[default]
+    PixelMean,
+    /// Mean and standard deviation of each channel.
+    Channel,
+    /// Values 0…1 as they are.
+    None,
+}
+
+/// `[data.augment]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Augment {
+    /// Largest shift in x and in y, pixels, zero fill after normalisation (0: none).
+    pub shift: u32,
+    /// Horizontal flip with probability one half.
+    pub flip: bool,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// Family.
+    pub arch: Arch,
+    /// Blocks a stage; depth 6n + 2.
+    pub n: u32,
+    /// Channels of the first stage (He et al.: 16); doubled at each later stage.
+    pub width: u32,
+    /// What joins blocks whose shapes differ.
+    pub shortcut: Shortcut,
+    /// Where a block's second BatchNorm stands.
+    pub bn_position: BnPosition,
+    /// Whether a block ends with ReLU.
+    pub final_relu: bool,
+    /// Weight of the new batch in the running statistics, 0…1.
+    pub bn_momentum: f64,
+    /// Added to the variance.
+    pub bn_eps: f64,
+}
+
+/// `model.arch`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arch {
+    /// He et al. 2015, section 4.2.
+    #[default]
+    ResnetCifar,
+}
+
+/// `model.shortcut`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shortcut {
+    /// Every second pixel, zero channels appended; no parameters.
+    #[default]
+    A,
+    /// 1×1 projection with BatchNorm where the shape changes.
+    B,
+    /// Projection everywhere.
+    C,
+}
+
+/// `model.bn_position`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BnPosition {
+    /// conv – BN – add (the reference).
+    #[default]
+    BeforeAdd,
+    /// conv – add – BN.
+    AfterAdd,
+}
+
+/// `[optim]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optim {
+    /// Which rule.
+    pub solver: Solver,
+    /// Momentum (0: plain SGD).
+    pub momentum: f64,
+    /// Nesterov's form.
+    pub nesterov: bool,
+    /// Dampening of classical momentum; must be 0 with Nesterov.
+    pub dampening: f64,
+    /// L2 penalty added to the gradient.
+    pub weight_decay: f64,
+    /// Whether decay applies to BatchNorm's γ, β and to biases too.
+    pub decay_vectors: bool,
+}
+
+/// `optim.solver`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Solver {
+    /// Stochastic gradient descent with momentum.
+    #[default]
+    Sgd,
+}
+
+/// `[schedule]`: the learning rate as a pure function of the step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schedule {
+    /// Shape after warm-up.
+    pub kind: ScheduleKind,
+    /// The base rate.
+    pub lr: f64,
+    /// `step`: epochs ≤ m keep the old rate, epoch m + 1 has the new one. Ascending.
+    pub milestones: Vec<u64>,
+    /// `step`: factor at each milestone.
+    pub gamma: f64,
+    /// `polynomial`: exponent.
+    pub power: f64,
+    /// `cosine`, `polynomial`: the rate at the end.
+    pub final_lr: f64,
+    /// How the first steps differ.
+    pub warmup: Warmup,
+    /// Length of the warm-up in steps (0: use `warmup_epochs`).
+    pub warmup_steps: u64,
+    /// Length of the warm-up in epochs, may be a fraction (0: none).
+    pub warmup_epochs: f64,
+    /// `linear`: where the ramp starts. `held`: the rate of every warm-up step.
+    pub warmup_lr: f64,
+}
+
+/// `schedule.kind`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// The base rate throughout.
+    Constant,
+    /// Multiplied by `gamma` after each milestone.
+    #[default]
+    Step,
+    /// Half a cosine from the base rate to `final_lr` over the run, after warm-up.
+    Cosine,
+    /// `(1 − t)^power` from the base rate to `final_lr`, after warm-up.
+    Polynomial,
+}
+
+/// `schedule.warmup`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Warmup {
+    /// None.
+    #[default]
+    None,
+    /// A ramp from `warmup_lr` to the schedule's own rate.
+    Linear,
+    /// `warmup_lr` held for every warm-up step.
+    Held,
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// Number of epochs.
+    pub epochs: u64,
+    /// Stop after so many steps (0: no limit).
+    pub max_steps: u64,
+    /// The global batch, in samples.
+    pub batch: u64,
+    /// Arithmetic of the replicas.
+    pub precision: Precision,
+    /// Decides initialisation, order and augmentation.
+    pub seed: u64,
+    /// Over which samples BatchNorm takes its statistics.
+    pub batch_norm: BatchNorm,
+    /// Whether sums keep the recipe's order.
+    pub reduction: Reduction,
+    /// Samples a chunk, the unit of computation.
+    pub chunk: u32,
+    /// Samples a chunk in evaluation.
+    pub eval_chunk: u32,
+    /// Steps that the plan runs ahead of the last committed step.
+    pub window: u64,
+    /// Evaluate every so many epochs, and at the end (0: never).
+    pub evaluate_every_epochs: u64,
+    /// Evaluate before training too, as epoch 0.
+    pub evaluate_first: bool,
+    /// Target size of a gradient bucket, bytes.
+    pub bucket_bytes: u64,
+}
+
+/// `train.precision`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    Fp32,
+    /// bfloat16 activations and compute weights, 32-bit master weights and statistics.
+    Bf16,
+    /// 64-bit floats: for proofs.
+    Fp64,
+}
+
+/// `train.batch_norm`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BatchNorm {
+    /// Over the whole global batch.
+    #[default]
+    Global,
+    /// Over each chunk.
+    Chunk,
+    /// Over each rank's shard: depends on the world.
+    Local,
+}
+
+/// `train.reduction`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduction {
+    /// The fixed binary tree over chunks: the same bits on any world.
+    #[default]
+    Canonical,
+    /// Each rank's own order, then rank order: equal to rounding.
+    Fast,
+}
+
+/// `[elastic]`: membership; may differ on resume. Counts are of processes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Elastic {
+    /// Training needs so many workers.
+    pub min_workers: u32,
+    /// More are refused (0: no limit).
+    pub max_workers: u32,
+    /// How long to wait for `min_workers`, seconds.
+    pub join_timeout_s: f64,
+    /// Give slow ranks fewer chunks.
+    pub balance: bool,
+    /// A rank that reports nothing for so long while it has work is lost, seconds.
+    pub step_timeout_s: f64,
+    /// Deadline of one collective, seconds.
+    pub collective_timeout_s: f64,
+    /// How long a worker waits for a coordinator that went away, seconds.
+    pub reconnect_timeout_s: f64,
+}
+
+/// `[checkpoint]`: may differ on resume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Save after every so many steps (0: never by steps).
+    pub every_steps: u64,
+    /// Save after every so many epochs (0: never by epochs). The last step is always saved.
+    pub every_epochs: u64,
+    /// Keep the last so many, besides the best and the last (0: all).
+    pub keep: u32,
+}
+
+/// `[log]`: may differ on resume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Write `tensorboard/` into the run directory.
+    pub tensorboard: bool,
+    /// On a pipe, print a line every so many seconds.
+    pub every_s: f64,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            kind: DataKind::default(),
+            path: String::new(),
+            limit: 0,
+            test_limit: 0,
+            sampling: Sampling::default(),
+            normalize: Normalize::default(),
+            augment: Augment::default(),
+        }
+    }
+}
+
+impl Default for Augment {
+    fn default() -> Self {
+        Self { shift: 4, flip: true }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            arch: Arch::default(),
+            n: 3,
+            width: 16,
+            shortcut: Shortcut::default(),
+            bn_position: BnPosition::default(),
+            final_relu: true,
+            bn_momentum: 0.1,
+            bn_eps: 1e-5,
+        }
+    }
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Self {
+            solver: Solver::default(),
+            momentum: 0.9,
+            nesterov: true,
+            dampening: 0.0,
+            weight_decay: 1e-4,
+            decay_vectors: true,
+        }
+    }
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self {
+            kind: ScheduleKind::default(),
+            lr: 0.1,
+            milestones: Vec::new(),
+            gamma: 0.1,
+            power: 1.0,
+            final_lr: 0.0,
+            warmup: Warmup::default(),
+            warmup_steps: 0,
+            warmup_epochs: 0.0,
+            warmup_lr: 0.0,
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            epochs: 1,
+            max_steps: 0,
+            batch: 128,
+            precision: Precision::default(),
+            seed: 0,
+            batch_norm: BatchNorm::default(),
+            reduction: Reduction::default(),
+            chunk: 16,
+            eval_chunk: 50,
+            window: 32,
+            evaluate_every_epochs: 1,
+            evaluate_first: true,
+            bucket_bytes: 1 << 18,
+        }
+    }
+}
+
+impl Default for Elastic {
+    fn default() -> Self {
+        Self {
+            min_workers: 1,
+            max_workers: 0,
+            join_timeout_s: 60.0,
+            balance: false,
+            step_timeout_s: 300.0,
+            collective_timeout_s: 120.0,
+            reconnect_timeout_s: 600.0,
+        }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_steps: 1000, every_epochs: 1, keep: 3 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { tensorboard: true, every_s: 10.0 }
+    }
+}
