@@ -1,1 +1,69 @@
-fn main() {}
+//! The repository's own automation: `cargo xtask libtorch|build|demo|test|check`.
+//!
+//! ```text
+//! test ──► libtorch ──► system      pip, g++: found, or named with the package that has them
+//!   └────► check                    what the compiler cannot: invariants, sizes, where `unsafe` stands
+//! demo ──► build ──► libtorch
+//! ```
+//! May never: be needed in order to run Lockstep once it is built.
+#![forbid(unsafe_code)]
+
+mod check;
+mod compile;
+mod demo;
+mod libtorch;
+mod system;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::system::System;
+
+/// Builds, tests and shows Lockstep.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    /// Install missing system packages with apt-get (also when `CI` is set); otherwise they are only named.
+    #[arg(long, global = true)]
+    yes: bool,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Put libtorch (CPU) where the build looks for it: `.libtorch`, a link into a cache that checkouts share.
+    ///
+    /// The cache is `$LOCKSTEP_CACHE`, else `$XDG_CACHE_HOME/lockstep`, else `~/.cache/lockstep`. A `LIBTORCH` that
+    /// is set already is checked and respected.
+    Libtorch,
+    /// Build both executables, `lockstep` and `lockstep-worker`, into target/release.
+    Build,
+    /// Build, then train the `demo` recipe with two workers and print the final test error.
+    Demo,
+    /// Everything that CI runs: format, lints, checks, dependencies, all tests.
+    Test,
+    /// The checks that the compiler does not make: invariants, file sizes, unsafe code, dependencies.
+    Check,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let system = System::new(args.yes);
+    let result = match args.task {
+        Task::Libtorch => libtorch::provide(&system),
+        Task::Build => compile::release(&system),
+        Task::Demo => demo::demo(&system),
+        Task::Test => test::run_all(&system),
+        Task::Check => check::run(&system),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
