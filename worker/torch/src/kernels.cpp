@@ -1,0 +1,526 @@
+// What tch lacks: convolution_backward, and the memory-bound half of a ResNet step as single passes over NHWC rows.
+//
+// Conventions
+//   rows      n·h·w of a channels-last tensor; a row is C contiguous values
+//   message   2·C doubles a chunk: [n·mean, M2 + n·mean²] forward, [Σ g, Σ g·(x − mean)] backward
+//   apply     4·C coefficients of the element's compute type: see Apply
+// Every sum has a fixed order that does not depend on vector width: lanes are channels, rows go one after another in
+// two interleaved accumulators. Built without contraction to FMA. So these loops give the same bits on every CPU.
+// No function throws across the boundary: 0 is success, else ls_last_error() has the text of this thread's last error.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <malloc.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+using at::Tensor;
+typedef c10::BFloat16 bf16;
+
+#if defined(__x86_64__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
+#define CLONES
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+static thread_local std::string last_error;
+
+template <typename F>
+static int guarded(F &&f) {
+  try {
+    at::AutoDispatchBelowADInplaceOrView below;
+    f();
+    return 0;
+  } catch (const std::exception &e) {
+    last_error = e.what();
+    return 1;
+  } catch (...) {
+    last_error = "unknown C++ exception";
+    return 1;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// element types: storage type T, compute type of T
+
+template <typename T> struct Compute { typedef T type; };
+template <> struct Compute<bf16> { typedef float type; };
+
+static INLINE float load(const float *p) { return *p; }
+static INLINE double load(const double *p) { return *p; }
+static INLINE float load(const bf16 *p) {
+  uint32_t bits = uint32_t(*reinterpret_cast<const uint16_t *>(p)) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+static INLINE void store(float *p, float v) { *p = v; }
+static INLINE void store(double *p, double v) { *p = v; }
+static INLINE void store(bf16 *p, float v) {  // round to nearest even; values here are finite or infinite, NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  uint32_t nan = (bits & 0x7fffffffu) > 0x7f800000u ? 1u : 0u;
+  *reinterpret_cast<uint16_t *>(p) = uint16_t(nan ? 0x7fc0u : rounded);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// loops. LANES channels at a time; the body is instantiated for 16 lanes and for the rest
+
+template <typename T, int FIXED>
+static INLINE void stats_block(const T *x, int64_t rows, int64_t channels, int64_t at, int lanes_, double *message) {
+  const int lanes = FIXED ? FIXED : lanes_;
+  double shift[16], sum[2][16] = {}, square[2][16] = {};
+  for (int j = 0; j < lanes; j++) shift[j] = rows ? double(load(x + at + j)) : 0.0;
+  for (int64_t r = 0; r < rows; r += 2) {
+    const int pair = r + 1 < rows ? 2 : 1;
+    for (int k = 0; k < pair; k++) {
+      const T *row = x + (r + k) * channels + at;
+      for (int j = 0; j < lanes; j++) {
+        double d = double(load(row + j)) - shift[j];
+        sum[k][j] += d;
+        square[k][j] += d * d;
+      }
+    }
+  }
+  for (int j = 0; j < lanes; j++) {
+    double s = sum[0][j] + sum[1][j], q = square[0][j] + square[1][j], n = double(rows);
+    double mean = rows ? shift[j] + s / n : 0.0;
+    double m2 = rows ? q - s * (s / n) : 0.0;
+    message[at + j] = n * mean;
+    message[channels + at + j] = (m2 > 0.0 ? m2 : 0.0) + n * mean * mean;
+  }
+}
+
+template <typename T>
+static INLINE void stats_body(const T *x, int64_t rows, int64_t channels, double *message) {
+  int64_t at = 0;
+  for (; at + 16 <= channels; at += 16) stats_block<T, 16>(x, rows, channels, at, 16, message);
+  if (at < channels) stats_block<T, 0>(x, rows, channels, at, int(channels - at), message);
+}
+
+// Apply: y = relu((x − mean)·scale + bias + add); mean is the rounded mean, bias carries what rounding took from it.
+template <typename T, bool ADD, bool RELU>
+static INLINE void apply_rows(const T *x, const T *add, T *y, int64_t rows, int64_t channels,
+                              const typename Compute<T>::type *coef) {
+  typedef typename Compute<T>::type A;
+  const A *mean = coef, *scale = coef + channels, *bias = coef + 2 * channels;
+  for (int64_t r = 0; r < rows; r++) {
+    const T *xr = x + r * channels, *ar = ADD ? add + r * channels : nullptr;
+    T *yr = y + r * channels;
+    for (int64_t j = 0; j < channels; j++) {
+      A v = (load(xr + j) - mean[j]) * scale[j] + bias[j];
+      if (ADD) v = v + load(ar + j);
+      if (RELU) v = v > A(0) ? v : (v == v ? A(0) : v);  // a NaN stays one
+      store(yr + j, v);
+    }
+  }
+}
+
+template <typename T>
+static INLINE void apply_body(const T *x, const T *add, T *y, int64_t rows, int64_t channels, bool relu,
+                              const typename Compute<T>::type *coef) {
+  if (add) {
+    if (relu) apply_rows<T, true, true>(x, add, y, rows, channels, coef);
+    else apply_rows<T, true, false>(x, add, y, rows, channels, coef);
+  } else {
+    if (relu) apply_rows<T, false, true>(x, add, y, rows, channels, coef);
+    else apply_rows<T, false, false>(x, add, y, rows, channels, coef);
+  }
+}
+
+// Gate: g = (d1 + d2) where y > 0; sums Σ g and Σ g·(x − mean). g may be d1.
+template <typename T, int FIXED, bool TWO, bool RELU>
+static INLINE void gate_block(const T *d1, const T *d2, const T *y, const T *x, T *g, int64_t rows, int64_t channels,
+                              int64_t at, int lanes_, const typename Compute<T>::type *mean_, double *message) {
+  typedef typename Compute<T>::type A;
+  const int lanes = FIXED ? FIXED : lanes_;
+  double sum[2][16] = {}, dot[2][16] = {};
+  A mean[16];
+  for (int j = 0; j < lanes; j++) mean[j] = mean_[at + j];
+  for (int64_t r = 0; r < rows; r += 2) {
+    const int pair = r + 1 < rows ? 2 : 1;
+    for (int k = 0; k < pair; k++) {
+      const int64_t o = (r + k) * channels + at;
+      for (int j = 0; j < lanes; j++) {
+        A v = load(d1 + o + j);
+        if (TWO) v = v + load(d2 + o + j);
+        if (RELU) v = load(y + o + j) > A(0) ? v : A(0);
+        if (TWO || RELU) {
+          store(g + o + j, v);
+          v = load(g + o + j);  // what was stored is what is summed, in bf16 too
+        }
+        A d = load(x + o + j) - mean[j];
+        sum[k][j] += double(v);
+        dot[k][j] += double(v) * double(d);
+      }
+    }
+  }
+  for (int j = 0; j < lanes; j++) {
+    message[at + j] = sum[0][j] + sum[1][j];
+    message[channels + at + j] = dot[0][j] + dot[1][j];
+  }
+}
+
+template <typename T, bool TWO, bool RELU>
+static INLINE void gate_rows(const T *d1, const T *d2, const T *y, const T *x, T *g, int64_t rows, int64_t channels,
+                             const typename Compute<T>::type *mean, double *message) {
+  int64_t at = 0;
+  for (; at + 16 <= channels; at += 16)
+    gate_block<T, 16, TWO, RELU>(d1, d2, y, x, g, rows, channels, at, 16, mean, message);
+  if (at < channels)
+    gate_block<T, 0, TWO, RELU>(d1, d2, y, x, g, rows, channels, at, int(channels - at), mean, message);
+}
+
+template <typename T>
+static INLINE void gate_body(const T *d1, const T *d2, const T *y, const T *x, T *g, int64_t rows, int64_t channels,
+                             bool relu, const typename Compute<T>::type *mean, double *message) {
+  if (d2) {
+    if (relu) gate_rows<T, true, true>(d1, d2, y, x, g, rows, channels, mean, message);
+    else gate_rows<T, true, false>(d1, d2, y, x, g, rows, channels, mean, message);
+  } else {
+    if (relu) gate_rows<T, false, true>(d1, d2, y, x, g, rows, channels, mean, message);
+    else gate_rows<T, false, false>(d1, d2, y, x, g, rows, channels, mean, message);
+  }
+}
+
+// Gradient of BatchNorm: dx = scale·g + slope·(x − mean) + offset
+template <typename T>
+static INLINE void gradient_body(const T *g, const T *x, T *dx, int64_t rows, int64_t channels,
+                                 const typename Compute<T>::type *coef) {
+  typedef typename Compute<T>::type A;
+  const A *mean = coef, *scale = coef + channels, *slope = coef + 2 * channels, *offset = coef + 3 * channels;
+  for (int64_t r = 0; r < rows; r++) {
+    const int64_t o = r * channels;
+    for (int64_t j = 0; j < channels; j++)
+      store(dx + o + j, (scale[j] * load(g + o + j) + slope[j] * (load(x + o + j) - mean[j])) + offset[j]);
+  }
+}
+
+// Rectify: y = relu(a + b), and its gradient g = d where y > 0
+template <typename T>
+static INLINE void join_body(const T *a, const T *b, T *y, int64_t count, bool relu) {
+  typedef typename Compute<T>::type A;
+  for (int64_t i = 0; i < count; i++) {
+    A v = load(a + i) + load(b + i);
+    if (relu) v = v > A(0) ? v : (v == v ? A(0) : v);
+    store(y + i, v);
+  }
+}
+
+// Tree: dst = the sum of `leaves` equally long arrays, in the canonical binary tree.
+template <typename T, typename D>
+static INLINE void leaf_block(const T *src, int64_t count, D *out) {
+  for (int64_t i = 0; i < count; i++) out[i] = D(load(src + i));
+}
+template <typename D>
+static INLINE void add_block(D *out, const D *in, int64_t count) {
+  for (int64_t i = 0; i < count; i++) out[i] = out[i] + in[i];
+}
+
+#define PER_TYPE(NAME, PARAMS, CALL)                 \
+  CLONES static void NAME##_f32 PARAMS(float) { CALL } \
+  CLONES static void NAME##_f64 PARAMS(double) { CALL } \
+  CLONES static void NAME##_bf16 PARAMS(bf16) { CALL }
+
+#define STATS_P(T) (const T *x, int64_t rows, int64_t channels, double *message)
+PER_TYPE(stats, STATS_P, stats_body(x, rows, channels, message);)
+#define APPLY_P(T) \
+  (const T *x, const T *add, T *y, int64_t rows, int64_t channels, bool relu, const Compute<T>::type *coef)
+PER_TYPE(apply, APPLY_P, apply_body(x, add, y, rows, channels, relu, coef);)
+#define GATE_P(T)                                                                                                   \
+  (const T *d1, const T *d2, const T *y, const T *x, T *g, int64_t rows, int64_t channels, bool relu,               \
+   const Compute<T>::type *mean, double *message)
+PER_TYPE(gate, GATE_P, gate_body(d1, d2, y, x, g, rows, channels, relu, mean, message);)
+#define GRADIENT_P(T) (const T *g, const T *x, T *dx, int64_t rows, int64_t channels, const Compute<T>::type *coef)
+PER_TYPE(gradient, GRADIENT_P, gradient_body(g, x, dx, rows, channels, coef);)
+#define JOIN_P(T) (const T *a, const T *b, T *y, int64_t count, bool relu)
+PER_TYPE(join, JOIN_P, join_body(a, b, y, count, relu);)
+
+CLONES static void leaf_f32(const float *s, int64_t n, float *o) { leaf_block(s, n, o); }
+CLONES static void leaf_bf16(const bf16 *s, int64_t n, float *o) { leaf_block(s, n, o); }
+CLONES static void leaf_f64(const double *s, int64_t n, double *o) { leaf_block(s, n, o); }
+CLONES static void add_f32(float *o, const float *i, int64_t n) { add_block(o, i, n); }
+CLONES static void add_f64(double *o, const double *i, int64_t n) { add_block(o, i, n); }
+
+#define DISPATCH(TENSOR, F, ...)                                                       \
+  switch ((TENSOR).scalar_type()) {                                                    \
+    case at::kFloat: { typedef float T; typedef float A; F##_f32(__VA_ARGS__); break; }   \
+    case at::kDouble: { typedef double T; typedef double A; F##_f64(__VA_ARGS__); break; } \
+    case at::kBFloat16: { typedef bf16 T; typedef float A; F##_bf16(__VA_ARGS__); break; } \
+    default: TORCH_CHECK(false, "no kernel for element type ", (TENSOR).scalar_type()); \
+  }
+
+// ---------------------------------------------------------------------------------------------------------------
+// shapes: everything here is channels-last dense (or 2-d contiguous), checked, so that memory is rows of channels
+
+static void rows_of(const Tensor &t, int64_t &rows, int64_t &channels) {
+  TORCH_CHECK(t.dim() == 4, "expected a 4-d tensor, got ", t.dim(), "-d");
+  channels = t.size(1);
+  rows = t.size(0) * t.size(2) * t.size(3);
+  TORCH_CHECK(rows == 0 || t.is_contiguous(at::MemoryFormat::ChannelsLast) || (t.size(2) * t.size(3) == 1 && t.is_contiguous()),
+              "expected channels-last memory");
+}
+static void same(const Tensor &a, const Tensor &b, const char *what) {
+  TORCH_CHECK(a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type(), what, " has another shape or type");
+}
+template <typename T> static T *ptr(const Tensor &t) { return reinterpret_cast<T *>(t.data_ptr()); }
+template <typename T> static T *ptr(const Tensor *t) { return t ? reinterpret_cast<T *>(t->data_ptr()) : nullptr; }
+static int64_t accumulate_size(const Tensor &t) { return t.scalar_type() == at::kDouble ? 8 : 4; }
+
+template <typename D, typename Leaf, typename Add>
+static void tree_block(Tensor *const *src, int64_t leaves, int64_t at_, int64_t count, D *out, Leaf leaf, Add add,
+                       D *scratch) {
+  if (leaves == 1) {
+    leaf(src[0], at_, count, out);
+    return;
+  }
+  int64_t left = 1;
+  while (left * 2 < leaves) left *= 2;
+  tree_block(src, left, at_, count, out, leaf, add, scratch);
+  tree_block(src + left, leaves - left, at_, count, scratch, leaf, add, scratch + count);
+  add(out, scratch, count);
+}
+
+extern "C" {
+
+const char *ls_last_error() { return last_error.c_str(); }
+
+// Large blocks come from the heap and stay there: a step's activations are not mapped and faulted in anew each time.
+void ls_keep_memory() {
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 0x7fffffff);
+  mallopt(M_TOP_PAD, 64 << 20);
+}
+
+int ls_set_env(const char *name, const char *value) { return setenv(name, value, 1); }
+
+int ls_set_threads(int threads) {
+  return guarded([&] { at::set_num_threads(threads); });
+}
+int ls_threads() { return at::get_num_threads(); }
+const char *ls_capability() {
+  static std::string name = at::get_cpu_capability();
+  return name.c_str();
+}
+
+int ls_conv(Tensor **out, const Tensor *x, const Tensor *w, const Tensor *b, int64_t stride, int64_t pad) {
+  return guarded([&] {
+    c10::optional<Tensor> bias;
+    if (b) bias = *b;
+    const int64_t s[2] = {stride, stride}, p[2] = {pad, pad}, one[2] = {1, 1}, zero[2] = {0, 0};
+    Tensor y = at::convolution(*x, *w, bias, s, p, one, false, zero, 1);
+    *out = new Tensor(y.contiguous(at::MemoryFormat::ChannelsLast));
+  });
+}
+
+// dx and db are asked for by non-null places; dw comes in the memory order of a channels-last weight.
+int ls_conv_backward(Tensor **dx, Tensor **dw, Tensor **db, const Tensor *g, const Tensor *x, const Tensor *w,
+                     int64_t stride, int64_t pad) {
+  return guarded([&] {
+    const int64_t s[2] = {stride, stride}, p[2] = {pad, pad}, one[2] = {1, 1}, zero[2] = {0, 0};
+    c10::OptionalArrayRef<int64_t> bias_sizes;
+    const int64_t bs[1] = {w->size(0)};
+    if (db) bias_sizes = at::IntArrayRef(bs, 1);
+    auto r = at::convolution_backward(*g, *x, *w, bias_sizes, s, p, one, false, zero, 1, {dx != nullptr, true, db != nullptr});
+    if (dx) *dx = new Tensor(std::get<0>(r).contiguous(at::MemoryFormat::ChannelsLast));
+    *dw = new Tensor(std::get<1>(r).contiguous(at::MemoryFormat::ChannelsLast));
+    if (db) *db = new Tensor(std::get<2>(r).contiguous());
+  });
+}
+
+int ls_stats(const Tensor *x, double *message) {
+  return guarded([&] {
+    int64_t rows, channels;
+    rows_of(*x, rows, channels);
+    DISPATCH(*x, stats, ptr<T>(*x), rows, channels, message);
+  });
+}
+
+int ls_apply(const Tensor *x, const Tensor *add, const Tensor *y, int relu, const void *coef) {
+  return guarded([&] {
+    int64_t rows, channels;
+    rows_of(*x, rows, channels);
+    same(*x, *y, "output");
+    rows_of(*y, rows, channels);
+    if (add) { same(*x, *add, "addend"); rows_of(*add, rows, channels); }
+    DISPATCH(*x, apply, ptr<T>(*x), ptr<T>(add), ptr<T>(*y), rows, channels, relu != 0, (const A *)coef);
+  });
+}
+
+int ls_gate(const Tensor *d1, const Tensor *d2, const Tensor *y, const Tensor *x, const Tensor *g, int relu,
+            const void *mean, double *message) {
+  return guarded([&] {
+    int64_t rows, channels;
+    rows_of(*x, rows, channels);
+    for (const Tensor *t : {d1, d2, y, g})
+      if (t) { same(*x, *t, "gradient"); rows_of(*t, rows, channels); }
+    DISPATCH(*x, gate, ptr<T>(*d1), ptr<T>(d2), ptr<T>(*y), ptr<T>(*x), ptr<T>(*g), rows, channels, relu != 0,
+             (const A *)mean, message);
+  });
+}
+
+int ls_gradient(const Tensor *g, const Tensor *x, const Tensor *dx, const void *coef) {
+  return guarded([&] {
+    int64_t rows, channels;
+    rows_of(*x, rows, channels);
+    same(*x, *g, "gradient"); rows_of(*g, rows, channels);
+    same(*x, *dx, "output"); rows_of(*dx, rows, channels);
+    DISPATCH(*x, gradient, ptr<T>(*g), ptr<T>(*x), ptr<T>(*dx), rows, channels, (const A *)coef);
+  });
+}
+
+int ls_join(const Tensor *a, const Tensor *b, const Tensor *y, int relu) {
+  return guarded([&] {
+    int64_t rows, channels;
+    rows_of(*a, rows, channels);
+    same(*a, *b, "addend"); rows_of(*b, rows, channels);
+    same(*a, *y, "output"); rows_of(*y, rows, channels);
+    DISPATCH(*a, join, ptr<T>(*a), ptr<T>(*b), ptr<T>(*y), rows * channels, relu != 0);
+  });
+}
+
+// Shortcut A: every stride-th pixel, zero channels appended. Works on bytes: a copy knows no number format.
+int ls_subsample(const Tensor *x, const Tensor *y, int64_t stride) {
+  return guarded([&] {
+    int64_t rows, ci, co;
+    rows_of(*x, rows, ci);
+    rows_of(*y, rows, co);
+    const int64_t n = y->size(0), h = y->size(2), w = y->size(3), H = x->size(2), W = x->size(3), e = x->element_size();
+    TORCH_CHECK(x->scalar_type() == y->scalar_type() && x->size(0) == n && co >= ci && (h - 1) * stride < H && (w - 1) * stride < W,
+                "shortcut A: shapes do not fit");
+    const char *xs = (const char *)x->data_ptr();
+    char *ys = (char *)y->data_ptr();
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t r = 0; r < h; r++)
+        for (int64_t c = 0; c < w; c++) {
+          char *to = ys + ((i * h + r) * w + c) * co * e;
+          std::memcpy(to, xs + ((i * H + r * stride) * W + c * stride) * ci * e, ci * e);
+          std::memset(to + ci * e, 0, (co - ci) * e);
+        }
+  });
+}
+
+// Gradient of the above, added into dx.
+int ls_subsample_backward(const Tensor *g, const Tensor *dx, int64_t stride) {
+  return guarded([&] {
+    int64_t rows, ci, co;
+    rows_of(*dx, rows, ci);
+    rows_of(*g, rows, co);
+    const int64_t n = g->size(0), h = g->size(2), w = g->size(3), H = dx->size(2), W = dx->size(3);
+    TORCH_CHECK(g->scalar_type() == dx->scalar_type() && dx->size(0) == n && co >= ci && (h - 1) * stride < H && (w - 1) * stride < W,
+                "shortcut A: shapes do not fit");
+    auto run = [&](auto *gs, auto *ds) {
+      for (int64_t i = 0; i < n; i++)
+        for (int64_t r = 0; r < h; r++)
+          for (int64_t c = 0; c < w; c++) {
+            auto *from = gs + ((i * h + r) * w + c) * co;
+            auto *to = ds + ((i * H + r * stride) * W + c * stride) * ci;
+            for (int64_t j = 0; j < ci; j++) store(to + j, load(to + j) + load(from + j));
+          }
+    };
+    switch (g->scalar_type()) {
+      case at::kFloat: run(ptr<float>(*g), ptr<float>(*dx)); break;
+      case at::kDouble: run(ptr<double>(*g), ptr<double>(*dx)); break;
+      case at::kBFloat16: run(ptr<bf16>(*g), ptr<bf16>(*dx)); break;
+      default: TORCH_CHECK(false, "no kernel for this element type");
+    }
+  });
+}
+
+// Global average pool: y[n, c] in the compute type (f32 for bf16), sums in f64 over pixels in order.
+int ls_pool(const Tensor *x, const Tensor *y) {
+  return guarded([&] {
+    int64_t rows, channels;
+    rows_of(*x, rows, channels);
+    TORCH_CHECK(y->dim() == 2 && y->is_contiguous() && y->size(0) == x->size(0) && y->size(1) == channels &&
+                    y->element_size() == accumulate_size(*x), "pool: shapes do not fit");
+    const int64_t n = x->size(0), pixels = x->size(2) * x->size(3);
+    auto run = [&](auto *xs, auto *ys) {
+      for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < channels; j++) {
+          double sum = 0;
+          for (int64_t p = 0; p < pixels; p++) sum += double(load(xs + (i * pixels + p) * channels + j));
+          ys[i * channels + j] = std::remove_reference_t<decltype(ys[0])>(sum / double(pixels));
+        }
+    };
+    switch (x->scalar_type()) {
+      case at::kFloat: run(ptr<float>(*x), ptr<float>(*y)); break;
+      case at::kDouble: run(ptr<double>(*x), ptr<double>(*y)); break;
+      case at::kBFloat16: run(ptr<bf16>(*x), ptr<float>(*y)); break;
+      default: TORCH_CHECK(false, "no kernel for this element type");
+    }
+  });
+}
+
+int ls_pool_backward(const Tensor *g, const Tensor *dx) {
+  return guarded([&] {
+    int64_t rows, channels;
+    rows_of(*dx, rows, channels);
+    TORCH_CHECK(g->dim() == 2 && g->is_contiguous() && g->size(0) == dx->size(0) && g->size(1) == channels &&
+                    g->element_size() == accumulate_size(*dx), "pool: shapes do not fit");
+    const int64_t n = dx->size(0), pixels = dx->size(2) * dx->size(3);
+    auto run = [&](auto *gs, auto *ds) {
+      for (int64_t i = 0; i < n; i++)
+        for (int64_t p = 0; p < pixels; p++)
+          for (int64_t j = 0; j < channels; j++)
+            store(ds + (i * pixels + p) * channels + j, gs[i * channels + j] / std::remove_const_t<std::remove_reference_t<decltype(gs[0])>>(pixels));
+    };
+    switch (dx->scalar_type()) {
+      case at::kFloat: run(ptr<float>(*g), ptr<float>(*dx)); break;
+      case at::kDouble: run(ptr<double>(*g), ptr<double>(*dx)); break;
+      case at::kBFloat16: run(ptr<float>(*g), ptr<bf16>(*dx)); break;
+      default: TORCH_CHECK(false, "no kernel for this element type");
+    }
+  });
+}
+
+// dst (f32, or f64 for f64 sources) = canonical tree sum of the sources' memory, which all have `count` elements.
+int ls_tree_sum(Tensor *const *src, int64_t leaves, void *dst, int64_t count) {
+  return guarded([&] {
+    TORCH_CHECK(leaves > 0, "tree sum of nothing");
+    for (int64_t i = 0; i < leaves; i++)
+      TORCH_CHECK(src[i]->numel() == count && src[i]->is_non_overlapping_and_dense() && src[i]->scalar_type() == src[0]->scalar_type(),
+                  "tree sum: a source has another size, type or holes");
+    const int64_t block = 1024;
+    const int64_t depth = 64;
+    if (src[0]->scalar_type() == at::kDouble) {
+      std::vector<double> scratch(block * depth);
+      for (int64_t i = 0; i < count; i += block)
+        tree_block<double>(src, leaves, i, std::min(block, count - i), (double *)dst + i,
+          [](Tensor *t, int64_t a, int64_t n, double *o) { leaf_f64(ptr<double>(*t) + a, n, o); }, add_f64, scratch.data());
+    } else {
+      std::vector<float> scratch(block * depth);
+      const bool half = src[0]->scalar_type() == at::kBFloat16;
+      TORCH_CHECK(half || src[0]->scalar_type() == at::kFloat, "tree sum: no kernel for this element type");
+      for (int64_t i = 0; i < count; i += block)
+        tree_block<float>(src, leaves, i, std::min(block, count - i), (float *)dst + i,
+          [half](Tensor *t, int64_t a, int64_t n, float *o) {
+            if (half) leaf_bf16(ptr<bf16>(*t) + a, n, o); else leaf_f32(ptr<float>(*t) + a, n, o);
+          }, add_f32, scratch.data());
+    }
+  });
+}
+
+// Raw memory of a dense tensor, in and out.
+int ls_read(const Tensor *t, void *dst, int64_t bytes) {
+  return guarded([&] {
+    TORCH_CHECK(t->is_non_overlapping_and_dense() && int64_t(t->nbytes()) == bytes, "read: tensor has holes or another size");
+    std::memcpy(dst, t->data_ptr(), bytes);
+  });
+}
+int ls_write(const Tensor *t, const void *src, int64_t bytes) {
+  return guarded([&] {
+    TORCH_CHECK(t->is_non_overlapping_and_dense() && int64_t(t->nbytes()) == bytes, "write: tensor has holes or another size");
+    std::memcpy(t->data_ptr(), src, bytes);
+  });
+}
+}
