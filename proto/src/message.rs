@@ -239,7 +239,7 @@ pub struct StepPlan {
     pub lr: f64,
     /// Positions of the global batch.
     pub batch: SampleRange,
-    /// Chunks of each rank, ascending by rank; they tile the batch. With `reduction = "fast"` positions of each rank.
+    /// Chunks of each rank, ascending by rank; they tile the batch.
     pub shards: Vec<u32>,
 }
 
