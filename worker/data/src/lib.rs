@@ -1,1 +1,81 @@
-//! skeleton
+//! Data sets, and what a loader delivers of them. Without libtorch: the command line uses this crate too.
+//!
+//! ```text
+//! recipe.data ──► open ──► Dataset ───────────────► Loader ──► images NHWC f32 · labels · digest
+//!                  ├─ cifar    files   ┐ bytes in     ├─ order, draws, digest   (lockstep-proto)
+//!                  └─ shapes   built in┘ memory       └─ fault   injected by tests
+//!                                │
+//!                  normalize · augment              audit   the digest that should have come
+//!                                                   fetch   downloads a set
+//! ```
+//! May never: know a tensor or a rank, keep state between two loads, or take a decision from a clock or a thread.
+#![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod augment;
+pub mod cifar;
+mod error;
+mod fault;
+pub mod fetch;
+mod in_memory;
+mod loader;
+pub mod normalize;
+mod samples;
+pub mod shapes;
+
+use std::sync::Arc;
+
+use lockstep_proto::draws::Draws;
+use lockstep_proto::message::DataIdentity;
+use lockstep_proto::recipe::{self, DataKind};
+
+pub use audit::expected_digest;
+pub use error::DataError;
+pub use fault::{FAULT_VARIABLE, LoaderFault};
+pub use in_memory::InMemory;
+pub use loader::Loader;
+pub use samples::{Samples, fingerprint};
+
+/// Which part of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Split {
+    /// What the weights learn from.
+    Train,
+    /// What the error is measured on.
+    Test,
+}
+
+/// A set of labelled images with random access. The content of a sample never changes.
+pub trait Dataset: Send + Sync {
+    /// What the join check and the audit compare.
+    fn identity(&self) -> &DataIdentity;
+
+    /// Height, width and channels of every image.
+    fn shape(&self) -> [usize; 3];
+
+    /// The class of a sample.
+    fn label(&self, split: Split, sample: u64) -> u32;
+
+    /// Writes one normalised image, NHWC (height × width × channels floats), augmented by `draws` when given.
+    fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]);
+}
+
+/// Opens the set of a recipe: reads it into memory (CIFAR), or draws it (`shapes`). `_seed` is `train.seed`, for sets
+/// that depend on it; none does yet: the same samples are there whatever the seed.
+///
+/// # Errors
+/// Data that is missing (66) or wrong (65); see [`DataError::exit_code`].
+pub fn open(data: &recipe::Data, _seed: u64) -> Result<Arc<dyn Dataset>, DataError> {
+    let cifar = |layout: cifar::Layout| -> Result<InMemory, DataError> {
+        let (train, test) = layout.read(data)?;
+        Ok(InMemory::new(layout.kind, layout.num_classes, train, test, data))
+    };
+    Ok(Arc::new(match data.kind {
+        DataKind::Cifar10 => cifar(cifar::CIFAR10)?,
+        DataKind::Cifar100 => cifar(cifar::CIFAR100)?,
+        DataKind::Shapes => {
+            let (train, test) = shapes::generate(data);
+            InMemory::new("shapes", shapes::NUM_CLASSES, train, test, data)
+        }
+    }))
+}

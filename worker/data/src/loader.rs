@@ -1,0 +1,105 @@
+//! The loader: from a range of positions of an epoch to images, labels, and a digest of what was delivered.
+
+use std::sync::Arc;
+
+use lockstep_proto::digest::SampleDigest;
+use lockstep_proto::draws::Draws;
+use lockstep_proto::ids::{Epoch, SampleRange};
+use lockstep_proto::order::SampleOrder;
+use lockstep_proto::recipe::Recipe;
+
+use crate::augment::Augmentation;
+use crate::fault::LoaderFault;
+use crate::{Dataset, Split};
+
+/// Delivers batches. Keeps no state between calls, so any number of threads may use one at a time, in any order.
+#[derive(Clone)]
+pub struct Loader {
+    dataset: Arc<dyn Dataset>,
+    order: SampleOrder,
+    digest: SampleDigest,
+    seed: u64,
+    augments: bool,
+    num_values: usize,
+    fault: Option<LoaderFault>,
+}
+
+impl Loader {
+    /// For a run of `recipe`. Reads [`crate::FAULT_VARIABLE`] once.
+    pub fn new(dataset: Arc<dyn Dataset>, recipe: &Recipe) -> Self {
+        Self::with_fault(dataset, recipe, LoaderFault::from_environment())
+    }
+
+    /// The same, with a fault given here and the environment unread.
+    pub fn with_fault(dataset: Arc<dyn Dataset>, recipe: &Recipe, fault: Option<LoaderFault>) -> Self {
+        let seed = recipe.train.seed;
+        Self {
+            order: SampleOrder::new(seed, dataset.identity().num_train, recipe.data.sampling),
+            digest: SampleDigest::new(seed),
+            seed,
+            augments: Augmentation::is_wanted(&recipe.data.augment),
+            num_values: dataset.shape().iter().product(),
+            dataset,
+            fault,
+        }
+    }
+
+    /// The data set it loads from.
+    pub fn dataset(&self) -> &Arc<dyn Dataset> {
+        &self.dataset
+    }
+
+    /// Fills `images` (positions × height × width × channels floats) and `labels` with the augmented samples of a range
+    /// of positions, which may be empty. Returns the digest of what was delivered: the wrapping sum of the hashes of
+    /// (position, sample, label), computed from the sample that was really read.
+    ///
+    /// # Panics
+    /// If a buffer has another length, or a position is past the end of the epoch.
+    pub fn load_train(&self, epoch: Epoch, positions: SampleRange, images: &mut [f32], labels: &mut [i64]) -> u64 {
+        self.check(positions, self.dataset.identity().num_train, images, labels);
+        let mut digest = 0_u64;
+        let slots = images.chunks_exact_mut(self.num_values).zip(labels);
+        for (position, (image, label)) in (positions.start..).zip(slots) {
+            let sample = self.order.sample(epoch, self.delivered_position(epoch, position));
+            let mut draws = self.augments.then(|| Draws::new(self.seed, epoch, position));
+            let class = self.fetch(Split::Train, sample, draws.as_mut(), image);
+            *label = i64::from(class);
+            digest = digest.wrapping_add(self.digest.of(epoch, position, sample, class));
+        }
+        digest
+    }
+
+    /// Fills `images` and `labels` with test samples as they are, in their own order.
+    ///
+    /// # Panics
+    /// If a buffer has another length, or a sample is past the end of the test set.
+    pub fn load_test(&self, samples: SampleRange, images: &mut [f32], labels: &mut [i64]) {
+        self.check(samples, self.dataset.identity().num_test, images, labels);
+        let slots = images.chunks_exact_mut(self.num_values).zip(labels);
+        for (sample, (image, label)) in (samples.start..).zip(slots) {
+            *label = i64::from(self.fetch(Split::Test, sample, None, image));
+        }
+    }
+
+    /// Reads one sample: its image, and the label that lies beside it.
+    fn fetch(&self, split: Split, sample: u64, draws: Option<&mut Draws>, image: &mut [f32]) -> u32 {
+        self.dataset.image(split, sample, draws, image);
+        self.dataset.label(split, sample)
+    }
+
+    /// Every position delivers its own sample, except under an injected fault.
+    fn delivered_position(&self, epoch: Epoch, position: u64) -> u64 {
+        match self.fault {
+            Some(fault) if fault == (LoaderFault { epoch, position }) => {
+                (position + 1) % self.dataset.identity().num_train
+            }
+            _ => position,
+        }
+    }
+
+    fn check(&self, range: SampleRange, num_samples: u64, images: &[f32], labels: &[i64]) {
+        assert!(range.end() <= num_samples, "range {range} of {num_samples} samples");
+        assert_eq!(labels.len() as u64, range.len, "labels for range {range}");
+        assert_eq!(images.len(), labels.len() * self.num_values, "values for range {range}");
+    }
+}
