@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
-    /// Name of the run directory's parent: `runs/<name>/…`.
+    /// Name of the run directory's parent: `runs/<name>/…`. Empty: the recipe file's name.
     pub name: String,
     /// `[data]`
     pub data: Data,
@@ -32,8 +32,12 @@ pub struct Recipe {
 pub struct Data {
     /// Which data set.
     pub kind: DataKind,
-    /// Folder of the files; unused by `shapes`. May differ on resume.
+    /// Folder of the files; unused by `shapes`. Empty: the usual one of the kind. May differ on resume.
     pub path: String,
+    /// `shapes` only: number of training samples that are drawn.
+    pub train_size: u64,
+    /// `shapes` only: number of test samples that are drawn.
+    pub test_size: u64,
     /// Use only the first so many training samples (0: all).
     pub limit: u64,
     /// Use only the first so many test samples (0: all).
@@ -196,7 +200,8 @@ pub struct Schedule {
     pub warmup_steps: u64,
     /// Length of the warm-up in epochs, may be a fraction (0: none).
     pub warmup_epochs: f64,
-    /// `linear`: where the ramp starts. `held`: the rate of every warm-up step.
+    /// `linear`: the ramp's value at step 0; step `warmup_steps` has the schedule's own rate. `held`: the rate of
+    /// every warm-up step.
     pub warmup_lr: f64,
 }
 
@@ -232,7 +237,7 @@ pub enum Warmup {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Train {
-    /// Number of epochs.
+    /// Number of epochs (0: no limit, then `max_steps` must be set).
     pub epochs: u64,
     /// Stop after so many steps (0: no limit).
     pub max_steps: u64,
@@ -344,6 +349,8 @@ impl Default for Data {
         Self {
             kind: DataKind::default(),
             path: String::new(),
+            train_size: 10_000,
+            test_size: 2_000,
             limit: 0,
             test_limit: 0,
             sampling: Sampling::default(),

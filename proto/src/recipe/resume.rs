@@ -1,0 +1,87 @@
+//! Which keys decide the course of a run, and which may differ when it is resumed.
+//!
+//! | keys | decide the course | may differ on resume |
+//! |---|---|---|
+//! | `elastic.*`, `checkpoint.*`, `log.*`, `data.path` | no | yes |
+//! | `train.epochs`, `train.max_steps` | no: they only end it; yes with a cosine or polynomial schedule, which is stretched over the whole run | if larger; no |
+//! | `name` | no | no |
+//! | all others | yes | no |
+
+use sha2::{Digest, Sha256};
+use toml::{Table, Value};
+
+use super::parse::flatten;
+use super::types::{Recipe, ScheduleKind};
+use crate::manifest::hex;
+
+impl Recipe {
+    /// Hash over the keys that decide the course of a run, defaults included: lines `key = value`, keys ascending.
+    /// Two runs with the same hash take the same steps, as far as the shorter one goes.
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for (key, value) in self.keys() {
+            if self.decides(&key) {
+                hash.update(format!("{key} = {value}\n"));
+            }
+        }
+        hex(&hash.finalize())
+    }
+
+    /// What in `other` forbids to resume a run of `self` with it: `train.batch: 128 → 64`. Empty when it may.
+    pub fn differences(&self, other: &Recipe) -> Vec<String> {
+        let theirs = other.keys();
+        let mut differences = Vec::new();
+        for (key, ours) in self.keys() {
+            let Some(theirs) = theirs.get(&key) else { continue };
+            if ours == *theirs || is_free(&key) {
+                continue;
+            }
+            let remark = if !is_end(&key) {
+                ""
+            } else if self.stretches() {
+                " (it stretches the schedule, so every rate would change)"
+            } else if grows(&ours, theirs) {
+                continue;
+            } else {
+                " (it may only grow)"
+            };
+            differences.push(format!("{key}: {ours} → {theirs}{remark}"));
+        }
+        differences
+    }
+
+    fn keys(&self) -> std::collections::BTreeMap<String, Value> {
+        // invariant: a recipe is a table
+        flatten(&Table::try_from(self).unwrap_or_default())
+    }
+
+    fn decides(&self, key: &str) -> bool {
+        key != "name" && !is_free(key) && (!is_end(key) || self.stretches())
+    }
+
+    /// Whether the rate of a step depends on the length of the run.
+    fn stretches(&self) -> bool {
+        match self.schedule.kind {
+            ScheduleKind::Constant | ScheduleKind::Step => false,
+            ScheduleKind::Cosine | ScheduleKind::Polynomial => true,
+        }
+    }
+}
+
+fn is_free(key: &str) -> bool {
+    key == "data.path" || ["elastic.", "checkpoint.", "log."].iter().any(|table| key.starts_with(table))
+}
+
+fn is_end(key: &str) -> bool {
+    key == "train.epochs" || key == "train.max_steps"
+}
+
+/// 0 is no limit, so larger than any other.
+fn grows(ours: &Value, theirs: &Value) -> bool {
+    match (ours.as_integer(), theirs.as_integer()) {
+        (_, Some(0)) => true,
+        (Some(0), _) => false,
+        (Some(ours), Some(theirs)) => theirs >= ours,
+        _ => false,
+    }
+}
