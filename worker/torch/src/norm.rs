@@ -138,7 +138,5 @@ pub fn gate<A: Real>(
 pub fn gradient<A: Real>(g: &Tensor, x: &Tensor, dx: &Tensor, coefficients: &[A]) -> Result<(), TorchError> {
     check(x, coefficients, 4)?;
     // SAFETY: 4·C coefficients of the right type, checked above; tensors are alive for the call.
-    TorchError::check(unsafe {
-        sys::ls_gradient(g.as_ptr(), x.as_ptr(), dx.as_ptr(), coefficients.as_ptr().cast())
-    })
+    TorchError::check(unsafe { sys::ls_gradient(g.as_ptr(), x.as_ptr(), dx.as_ptr(), coefficients.as_ptr().cast()) })
 }

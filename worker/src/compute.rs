@@ -1,0 +1,138 @@
+//! What a replica asks of the mathematics: the seam between the protocol and libtorch. Sessions, synchronisation and
+//! checkpoints know only this, so that they are tested with integers in place of tensors.
+
+use std::sync::Arc;
+
+use lockstep_collective::{Collective, CollectiveError};
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::{Generation, StateId, Step};
+use lockstep_proto::message::{Sha256, StepPlan, StepTimes};
+
+use crate::exit::Exit;
+
+/// One tensor by name: little endian, logical (NCHW) order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named {
+    /// Stable, torch-like: `stage1.0.conv1.weight`.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Logical shape.
+    pub shape: Vec<usize>,
+    /// Elements, little endian.
+    pub bytes: Vec<u8>,
+}
+
+/// Element type of a [`Named`] tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// 64-bit float.
+    F64,
+}
+
+/// What a step gave, of the whole global batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Wrong predictions.
+    pub wrong: u64,
+    /// Samples.
+    pub samples: u64,
+    /// Reduced digest.
+    pub digest: u64,
+    /// Seconds of this rank.
+    pub times: StepTimes,
+}
+
+/// What an evaluation gave, of the whole test set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvalOutcome {
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Fraction wrong.
+    pub error: f64,
+    /// Fraction whose label is not among the five best.
+    pub error_top5: f64,
+    /// Test samples.
+    pub samples: u64,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+/// Why a replica could not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// A collective failed: the generation is over, the replica is not.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The process cannot go on.
+    #[error(transparent)]
+    Fatal(#[from] Exit),
+}
+
+impl ComputeError {
+    /// The process cannot go on.
+    pub fn fatal(code: ExitCode, reason: impl Into<String>) -> Self {
+        Self::Fatal(Exit::new(code, reason))
+    }
+}
+
+/// A replica's state and what can be done to it. Lives in one thread.
+pub trait Compute {
+    /// Hash of the gradient of one fixed chunk. Leaves the state untouched.
+    ///
+    /// # Errors
+    /// The computation failed.
+    fn canary(&mut self) -> Result<Sha256, ComputeError>;
+
+    /// Step 0, from the recipe's seed. The state has no id until [`set_id`](Self::set_id).
+    fn initialise(&mut self);
+
+    /// Uses this collective until [`leave`](Self::leave).
+    fn join(&mut self, collective: Arc<dyn Collective>);
+
+    /// Drops the collective.
+    fn leave(&mut self);
+
+    /// One optimizer step; afterwards the id is that of `plan.step` in `generation`.
+    ///
+    /// # Errors
+    /// A failed collective leaves the state as it was.
+    fn step(&mut self, generation: Generation, plan: &StepPlan) -> Result<StepOutcome, ComputeError>;
+
+    /// Evaluates the state, which is that after `step`, on the whole test set.
+    ///
+    /// # Errors
+    /// As for a step.
+    fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, ComputeError>;
+
+    /// Which state this is; `None` before any.
+    fn id(&self) -> Option<StateId>;
+
+    /// Names the state.
+    fn set_id(&mut self, id: Option<StateId>);
+
+    /// Parameters and statistics, then the optimizer's state; each sorted by name.
+    fn tensors(&self) -> (Vec<Named>, Vec<Named>);
+
+    /// Takes over tensors, as [`tensors`](Self::tensors) gave them.
+    ///
+    /// # Errors
+    /// Names or shapes differ from the model's.
+    fn load(&mut self, model: &[Named], optimizer: &[Named]) -> Result<(), ComputeError>;
+
+    /// Hash of the whole state.
+    fn sha256(&self) -> Sha256;
+
+    /// The whole state, flat, for the broadcast; the same length on every rank.
+    fn to_bytes(&self) -> Vec<u8>;
+
+    /// Takes over what [`to_bytes`](Self::to_bytes) gave.
+    ///
+    /// # Errors
+    /// The length differs.
+    fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), ComputeError>;
+}

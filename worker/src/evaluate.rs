@@ -1,0 +1,88 @@
+//! Evaluation over the whole test set: running statistics, one plain view, chunks of `train.eval_chunk` shared out over
+//! ranks, sums in tree order. Exact, and the same bits on any world.
+
+use std::time::Instant;
+
+use lockstep_collective::{Lane, Layout, Op as Operation};
+use lockstep_proto::ids::{SampleRange, Step};
+use lockstep_proto::split;
+use lockstep_proto::tree::Tree;
+use lockstep_torch::TorchError;
+use rayon::prelude::*;
+
+use crate::compute::EvalOutcome;
+use crate::exec::{Chunk, Counts, Forward, LocalTree, Statistics, cross_entropy, forward};
+use crate::number::Number;
+use crate::program::{Op, Program};
+use crate::state::State;
+use crate::step::{StepError, Stepper};
+
+impl<A: Number> Stepper<A> {
+    /// Mean loss and error fractions of `state`, of the whole test set, equal on every rank.
+    ///
+    /// # Errors
+    /// A collective that failed; libtorch.
+    pub fn evaluate(&mut self, state: &State, step: Step) -> Result<EvalOutcome, StepError> {
+        let started = Instant::now();
+        let samples = self.loader.dataset().identity().num_test;
+        let size = self.recipe.train.eval_chunk;
+        let num_chunks = split::num_chunks(samples, size);
+        let (rank, world) = (self.collective().rank(), self.collective().world());
+        let counts = split::split_even(num_chunks, world);
+        let own = split::ranges(&counts)[rank.0 as usize].clone();
+        let all = SampleRange { start: 0, len: samples };
+        let ranges: Vec<SampleRange> = own.clone().map(|i| split::chunk_positions(all, size, i)).collect();
+
+        let layers = self.fixed(state)?;
+        self.take_weights(state)?;
+        let mut sums: Vec<Vec<f64>> = Vec::new();
+        for group in ranges.chunks(rayon::current_num_threads().max(1)) {
+            self.make_room(state, group.len())?;
+            let (program, loader, image) = (&self.program, &self.loader, self.image());
+            let run = |(chunk, range): (&mut Chunk<A>, &SampleRange)| {
+                chunk.images.resize(range.len as usize * image.iter().product::<usize>(), 0.0);
+                chunk.labels.resize(range.len as usize, 0);
+                loader.load_test(*range, &mut chunk.images, &mut chunk.labels);
+                chunk.take_images(image)?;
+                let counts = infer(program, chunk, &layers)?;
+                chunk.clear();
+                Ok(vec![counts.loss, counts.wrong as f64, counts.wrong_top5 as f64])
+            };
+            let group_sums: Result<Vec<_>, TorchError> =
+                self.chunks.par_iter_mut().with_max_len(1).zip(group).map(run).collect();
+            sums.extend(group_sums?);
+        }
+
+        let partials = LocalTree { tree: Tree::new(num_chunks), chunks: own }.fold(sums);
+        let refs: Vec<&[f64]> = partials.iter().map(Vec::as_slice).collect();
+        let mut total = vec![0.0; 3];
+        let op = Operation { lane: Lane::Norm, step, name: "evaluation", index: 0 };
+        self.collective().reduce_f64(&op, &Layout::canonical(num_chunks, &counts), &refs, &mut total)?;
+        let of = |sum: f64| sum / samples as f64;
+        let (loss, error, error_top5) = (of(total[0]), of(total[1]), of(total[2]));
+        Ok(EvalOutcome { loss, error, error_top5, samples, seconds: started.elapsed().as_secs_f64() })
+    }
+
+    /// Coefficients of every layer from the running statistics.
+    fn fixed(&self, state: &State) -> Result<Vec<Forward<A>>, TorchError> {
+        let vectors = self.vectors(state)?;
+        let layers = self.program.norms.iter().zip(&state.running);
+        let one = |(norm, running): (&crate::program::Norm, &crate::state::Running)| {
+            let statistics = Statistics::fixed(&running.mean, &running.variance, self.recipe.model.bn_eps);
+            forward(&statistics, self.vector(&vectors, norm.gamma), self.vector(&vectors, norm.beta))
+        };
+        Ok(layers.map(one).collect())
+    }
+}
+
+/// The whole program on one chunk, with fixed statistics.
+fn infer<A: Number>(program: &Program, chunk: &mut Chunk<A>, layers: &[Forward<A>]) -> Result<Counts, TorchError> {
+    for op in &program.ops {
+        match op {
+            Op::Norm { norm, .. } => chunk.apply(op, &layers[norm.0])?,
+            _ => chunk.run(op)?,
+        }
+    }
+    let logits = chunk.logits(program.logits)?;
+    Ok(cross_entropy(&logits, &chunk.labels, chunk.len() as f64, None))
+}

@@ -1,0 +1,357 @@
+//! One chunk's values and gradients. One thread at a time works on it, with one intra-op thread.
+
+use lockstep_torch::{self as torch, TorchError};
+use tch::{Device, Kind, Tensor};
+
+use super::norm::{Backward, Forward, Statistics, parameter_gradients};
+use crate::number::Number;
+use crate::program::{FlatLayout, NormId, Op, ParamId, Program, Segment, Slot};
+
+/// A gradient of a slot. The first of a list may be written to if it is owned; a shared one is someone else's too.
+struct Gradient {
+    tensor: Tensor,
+    owned: bool,
+}
+
+/// Values, saved for backward, and gradients of one chunk.
+pub struct Chunk<A> {
+    /// Images, NHWC.
+    pub images: Vec<f32>,
+    /// Classes.
+    pub labels: Vec<i64>,
+    /// Digest of what the loader delivered.
+    pub digest: u64,
+    /// Seconds that loading took.
+    pub load_seconds: f64,
+    /// The last message: statistics forward, gated sums backward.
+    pub message: Vec<f64>,
+    /// Gradients of matrices that backward has finished, by parameter.
+    pub matrices: Vec<Option<Tensor>>,
+    /// Gradients of vectors: the vector region of the flat layout.
+    pub vectors: Vec<A>,
+    /// Weights as the operations see them, by parameter.
+    weights: Vec<Tensor>,
+    slots: Vec<Option<Tensor>>,
+    gradients: Vec<Vec<Gradient>>,
+    kind: Kind,
+}
+
+fn missing(what: &str, slot: Slot) -> TorchError {
+    torch_error(format!("{what} of slot {} is missing: the program reads it before it is written", slot.0))
+}
+
+fn torch_error(message: String) -> TorchError {
+    TorchError::from(tch::TchError::Shape(message))
+}
+
+impl<A: Number> Chunk<A> {
+    /// An empty chunk over these weights (views, shared by all chunks); activations are of `kind`.
+    pub fn new(program: &Program, layout: &FlatLayout, weights: Vec<Tensor>, kind: Kind) -> Self {
+        Self {
+            images: Vec::new(),
+            labels: Vec::new(),
+            digest: 0,
+            load_seconds: 0.0,
+            message: Vec::new(),
+            matrices: program.params.iter().map(|_| None).collect(),
+            vectors: vec![A::default(); layout.len - layout.vectors],
+            weights,
+            slots: (0..program.num_slots).map(|_| None).collect(),
+            gradients: (0..program.num_slots).map(|_| Vec::new()).collect(),
+            kind,
+        }
+    }
+
+    /// Number of samples in it.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether it has no samples.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Makes the images the value of slot 0, `shape` = h, w, c.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn take_images(&mut self, shape: [usize; 3]) -> Result<(), TorchError> {
+        let [h, w, c] = shape.map(|x| x as i64);
+        let x_nhwc = Tensor::f_from_slice(&self.images)?.f_view([self.len() as i64, h, w, c])?;
+        self.slots[0] = Some(x_nhwc.f_permute([0, 3, 1, 2])?.f_to_kind(self.kind)?);
+        Ok(())
+    }
+
+    /// Forgets values and gradients.
+    pub fn clear(&mut self) {
+        self.slots.iter_mut().for_each(|slot| *slot = None);
+        self.gradients.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Forward through a segment; leaves the statistics of the norm that ends it in `message`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn forward(
+        &mut self,
+        program: &Program,
+        segment: &Segment,
+        entered: Option<&Forward<A>>,
+    ) -> Result<(), TorchError> {
+        if let (Some(op), Some(coefficients)) = (segment.enters, entered) {
+            self.apply(&program.ops[op], coefficients)?;
+        }
+        for op in &program.ops[segment.ops.clone()] {
+            self.run(op)?;
+        }
+        if let Some(Op::Norm { x, norm, .. }) = segment.meets.map(|op| &program.ops[op]) {
+            let mut message = std::mem::take(&mut self.message);
+            message.resize(2 * program.norms[norm.0].channels, 0.0);
+            torch::stats(self.value(*x)?, &mut message)?;
+            self.message = message;
+        }
+        Ok(())
+    }
+
+    /// The norm at `op` with these coefficients.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn apply(&mut self, op: &Op, coefficients: &Forward<A>) -> Result<(), TorchError> {
+        let Op::Norm { x, y, add, relu, .. } = op else { return Ok(()) };
+        let input = self.value(*x)?;
+        let mut out = input.f_empty_like()?;
+        let add = add.map(|slot| self.value(slot)).transpose()?;
+        torch::apply(input, add, &mut out, *relu, &coefficients.0)?;
+        self.slots[y.0] = Some(out);
+        Ok(())
+    }
+
+    /// Any operation but a norm.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn run(&mut self, op: &Op) -> Result<(), TorchError> {
+        let (y, value) = match op {
+            Op::Conv { x, y, w, stride, pad } => {
+                (y, torch::conv(self.value(*x)?, &self.weights[w.0], None, *stride, *pad)?)
+            }
+            Op::Add { a, b, y } => {
+                let left = self.value(*a)?;
+                let mut out = left.f_empty_like()?;
+                torch::join(left, self.value(*b)?, &mut out, false)?;
+                (y, out)
+            }
+            Op::Subsample { x, y, stride, channels } => {
+                let input = self.value(*x)?;
+                let (n, _, h, w) = input.size4()?;
+                let up = |size: i64| (size + stride - 1) / stride;
+                let mut out = channels_last(&[n, *channels, up(h), up(w)], self.kind)?;
+                torch::subsample(input, &mut out, *stride)?;
+                (y, out)
+            }
+            Op::Pool { x, y } => {
+                let input = self.value(*x)?;
+                let (n, c, _, _) = input.size4()?;
+                let mut out = Tensor::f_empty([n, c], (A::KIND, Device::Cpu))?;
+                torch::pool(input, &mut out)?;
+                (y, out)
+            }
+            Op::Linear { x, y, w, b } => {
+                let w_ki = &self.weights[w.0];
+                (y, self.weights[b.0].f_addmm(self.value(*x)?, &w_ki.f_tr()?)?)
+            }
+            Op::Norm { .. } => return Ok(()),
+        };
+        self.slots[y.0] = Some(value);
+        Ok(())
+    }
+
+    /// The value of `slot` (`[n, classes]`), row by row.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn logits(&self, slot: Slot) -> Result<Vec<A>, TorchError> {
+        let logits = self.value(slot)?;
+        let mut out = vec![A::default(); logits.numel()];
+        torch::read(logits, &mut out)?;
+        Ok(out)
+    }
+
+    /// Starts backward with the gradient of the logits.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn start_backward(&mut self, slot: Slot, gradient: &[A]) -> Result<(), TorchError> {
+        let mut tensor = self.value(slot)?.f_empty_like()?;
+        torch::write(&mut tensor, gradient)?;
+        self.give(slot, tensor, true)
+    }
+
+    /// Backward through a segment; leaves the gated sums of the norm that begins it in `message`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn backward(
+        &mut self,
+        program: &Program,
+        layout: &FlatLayout,
+        segment: &Segment,
+        met: Option<&Backward<A>>,
+        entered_mean: Option<&[A]>,
+    ) -> Result<(), TorchError> {
+        if let (Some(op), Some(coefficients)) = (segment.meets, met) {
+            self.norm_gradient(&program.ops[op], coefficients)?;
+        }
+        for op in program.ops[segment.ops.clone()].iter().rev() {
+            self.undo(program, layout, op)?;
+        }
+        if let (Some(op), Some(mean)) = (segment.enters, entered_mean) {
+            self.gate(program, &program.ops[op], mean)?;
+        }
+        Ok(())
+    }
+
+    /// The gradients of γ and β of a layer, from `message`.
+    pub fn finish_norm(&mut self, program: &Program, layout: &FlatLayout, norm: NormId, statistics: &Statistics) {
+        let layer = &program.norms[norm.0];
+        let mut halves = (vec![A::default(); layer.channels], vec![A::default(); layer.channels]);
+        parameter_gradients(statistics, &self.message, &mut halves.0, &mut halves.1);
+        self.put_vector(layout, layer.gamma, &halves.0);
+        self.put_vector(layout, layer.beta, &halves.1);
+    }
+
+    fn put_vector(&mut self, layout: &FlatLayout, param: ParamId, values: &[A]) {
+        let entry = layout.entries[param.0];
+        let start = entry.offset - layout.vectors;
+        self.vectors[start..start + entry.len].copy_from_slice(values);
+    }
+
+    fn gate(&mut self, program: &Program, op: &Op, mean: &[A]) -> Result<(), TorchError> {
+        let Op::Norm { x, y, norm, relu, .. } = op else { return Ok(()) };
+        let mut list = self.take(*y)?;
+        let first = list.remove(0);
+        let second = list.pop();
+        let mut message = std::mem::take(&mut self.message);
+        message.resize(2 * program.norms[norm.0].channels, 0.0);
+        let changes = *relu || second.is_some();
+        let out = if first.owned || !changes { first.tensor.shallow_clone() } else { first.tensor.f_empty_like()? };
+        torch::gate(
+            (&first.tensor, second.as_ref().map(|g| &g.tensor)),
+            (self.value(*y)?, *relu),
+            self.value(*x)?,
+            &out,
+            mean,
+            &mut message,
+        )?;
+        self.message = message;
+        self.give(*y, out, first.owned || changes)
+    }
+
+    fn norm_gradient(&mut self, op: &Op, coefficients: &Backward<A>) -> Result<(), TorchError> {
+        let Op::Norm { x, y, add, .. } = op else { return Ok(()) };
+        let gated = self.take(*y)?.remove(0);
+        let out =
+            if gated.owned && add.is_none() { gated.tensor.shallow_clone() } else { gated.tensor.f_empty_like()? };
+        torch::gradient(&gated.tensor, self.value(*x)?, &out, &coefficients.0)?;
+        if let Some(add) = add {
+            self.give(*add, gated.tensor, false)?;
+        }
+        self.give(*x, out, true)
+    }
+
+    fn undo(&mut self, program: &Program, layout: &FlatLayout, op: &Op) -> Result<(), TorchError> {
+        match op {
+            Op::Conv { x, y, w, stride, pad } => {
+                let g = self.merged(*y)?.tensor;
+                let input = self.value(*x)?;
+                let need_dx = x.0 != 0;
+                let out = torch::conv_backward(&g, input, &self.weights[w.0], (*stride, *pad), (need_dx, false))?;
+                self.matrices[w.0] = Some(out.dw);
+                if let Some(dx) = out.dx {
+                    self.give(*x, dx, true)?;
+                }
+            }
+            Op::Add { a, b, y } => {
+                let g = self.merged(*y)?.tensor;
+                self.give(*a, g.shallow_clone(), false)?;
+                self.give(*b, g, false)?;
+            }
+            Op::Subsample { x, y, stride, .. } => {
+                let g = self.merged(*y)?.tensor;
+                let shape = self.value(*x)?.size();
+                match self.gradients[x.0].iter_mut().find(|have| have.owned) {
+                    Some(have) => torch::subsample_backward(&g, &mut have.tensor, *stride)?,
+                    None => {
+                        let mut dx = channels_last(&shape, self.kind)?;
+                        let _ = dx.f_zero_()?;
+                        torch::subsample_backward(&g, &mut dx, *stride)?;
+                        self.give(*x, dx, true)?;
+                    }
+                }
+            }
+            Op::Pool { x, y } => {
+                let g = self.merged(*y)?.tensor.f_contiguous()?;
+                let mut dx = self.value(*x)?.f_empty_like()?;
+                torch::pool_backward(&g, &mut dx)?;
+                self.give(*x, dx, true)?;
+            }
+            Op::Linear { x, y, w, b } => {
+                let g_nk = self.merged(*y)?.tensor;
+                let x_ni = self.value(*x)?;
+                let dw_ki = g_nk.f_tr()?.f_mm(x_ni)?.f_contiguous()?;
+                let dx_ni = g_nk.f_mm(&self.weights[w.0])?;
+                let db = g_nk.f_sum_dim_intlist([0i64].as_slice(), false, A::KIND)?;
+                let mut bias = vec![A::default(); program.params[b.0].numel()];
+                torch::read(&db, &mut bias)?;
+                self.put_vector(layout, *b, &bias);
+                self.matrices[w.0] = Some(dw_ki);
+                self.give(*x, dx_ni, true)?;
+            }
+            Op::Norm { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn value(&self, slot: Slot) -> Result<&Tensor, TorchError> {
+        self.slots[slot.0].as_ref().ok_or_else(|| missing("the value", slot))
+    }
+
+    /// The gradients of a slot, an owned one first.
+    fn take(&mut self, slot: Slot) -> Result<Vec<Gradient>, TorchError> {
+        let mut list = std::mem::take(&mut self.gradients[slot.0]);
+        if list.is_empty() {
+            return Err(missing("the gradient", slot));
+        }
+        if let Some(at) = list.iter().position(|g| g.owned) {
+            list.swap(0, at);
+        }
+        Ok(list)
+    }
+
+    /// The gradients of a slot as one tensor.
+    fn merged(&mut self, slot: Slot) -> Result<Gradient, TorchError> {
+        let mut list = self.take(slot)?;
+        let first = list.remove(0);
+        let Some(second) = list.pop() else { return Ok(first) };
+        let mut out = if first.owned { first.tensor.shallow_clone() } else { first.tensor.f_empty_like()? };
+        torch::join(&first.tensor, &second.tensor, &mut out, false)?;
+        Ok(Gradient { tensor: out, owned: true })
+    }
+
+    /// Adds a gradient to a slot's list, which keeps at most two: the gated pass reads both at no extra cost.
+    fn give(&mut self, slot: Slot, tensor: Tensor, owned: bool) -> Result<(), TorchError> {
+        if self.gradients[slot.0].len() == 2 {
+            let both = self.merged(slot)?;
+            self.gradients[slot.0].push(both);
+        }
+        self.gradients[slot.0].push(Gradient { tensor, owned });
+        Ok(())
+    }
+}
+
+fn channels_last(shape: &[i64], kind: Kind) -> Result<Tensor, TorchError> {
+    let [n, c, h, w] = shape else { return Err(torch_error(format!("expected 4 sizes, got {shape:?}"))) };
+    Ok(Tensor::f_empty([*n, *h, *w, *c], (kind, Device::Cpu))?.f_permute([0, 3, 1, 2])?)
+}

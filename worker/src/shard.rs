@@ -1,0 +1,57 @@
+//! This rank's part of one step: which chunks, which positions, and how sums go together.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lockstep_collective::Layout;
+use lockstep_proto::ids::{Rank, SampleRange};
+use lockstep_proto::message::StepPlan;
+use lockstep_proto::recipe::Reduction;
+use lockstep_proto::split;
+use lockstep_proto::tree::Tree;
+
+use crate::exec::LocalTree;
+
+/// A shard, and the layout of everybody's.
+#[derive(Clone)]
+pub struct Shard {
+    /// Positions of each of this rank's chunks.
+    pub chunks: Vec<SampleRange>,
+    /// Sums over ranks.
+    pub layout: Arc<Layout>,
+    /// Sums over this rank's chunks.
+    pub local: LocalTree,
+    counts: Vec<u32>,
+    num_chunks: u32,
+}
+
+impl Shard {
+    /// Of this rank in a step; takes over the layout of `last` where nothing changed.
+    pub fn new(plan: &StepPlan, rank: Rank, chunk: u32, reduction: Reduction, last: Option<&Shard>) -> Self {
+        let num_chunks = split::num_chunks(plan.batch.len, chunk);
+        let own: Range<u32> = split::ranges(&plan.shards)[rank.0 as usize].clone();
+        let layout = match last {
+            Some(last) if last.counts == plan.shards && last.num_chunks == num_chunks => Arc::clone(&last.layout),
+            _ => Arc::new(match reduction {
+                Reduction::Canonical => Layout::canonical(num_chunks, &plan.shards),
+                Reduction::Fast => Layout::by_rank(plan.shards.len() as u32),
+            }),
+        };
+        let local = match reduction {
+            Reduction::Canonical => LocalTree { tree: Tree::new(num_chunks), chunks: own.clone() },
+            Reduction::Fast => LocalTree { tree: Tree::new(own.len() as u32), chunks: 0..own.len() as u32 },
+        };
+        let chunks = own.map(|i| split::chunk_positions(plan.batch, chunk, i)).collect();
+        Self { chunks, layout, local, counts: plan.shards.clone(), num_chunks }
+    }
+
+    /// Samples of this rank.
+    pub fn len(&self) -> u64 {
+        self.chunks.iter().map(|range| range.len).sum()
+    }
+
+    /// Whether this rank has no samples in this step: it takes part in every collective all the same.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+}

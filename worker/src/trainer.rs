@@ -1,0 +1,178 @@
+//! A replica's mathematics as the session knows it: [`Compute`] over libtorch on a CPU.
+
+use std::sync::Arc;
+
+use lockstep_collective::{Collective, Solo};
+use lockstep_data::{Dataset, Loader};
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::{Epoch, Generation, SampleRange, StateId, Step};
+use lockstep_proto::message::{Sha256, StepPlan};
+use lockstep_proto::recipe::{Precision, Recipe};
+use lockstep_torch::{TorchError, read_bytes, set_threads};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use sha2::Digest;
+
+use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
+use crate::model;
+use crate::number::Number;
+use crate::program::FlatLayout;
+use crate::state::{State, StateError, hex};
+use crate::step::{StepError, Stepper};
+
+/// A replica on the CPU: `threads` compute threads, each with one intra-op thread.
+///
+/// # Errors
+/// libtorch refuses, or threads cannot be started.
+pub fn cpu(
+    recipe: &Recipe,
+    dataset: Arc<dyn Dataset>,
+    threads: usize,
+) -> Result<Box<dyn Compute + Send>, ComputeError> {
+    Ok(match recipe.train.precision {
+        Precision::Fp64 => Box::new(Trainer::<f64>::new(recipe, dataset, threads)?),
+        Precision::Fp32 | Precision::Bf16 => Box::new(Trainer::<f32>::new(recipe, dataset, threads)?),
+    })
+}
+
+/// State, stepper, and the threads that they run on.
+pub struct Trainer<A> {
+    recipe: Recipe,
+    state: State,
+    stepper: Stepper<A>,
+    pool: Arc<ThreadPool>,
+}
+
+impl<A: Number> Trainer<A> {
+    /// A replica without a state yet.
+    ///
+    /// # Errors
+    /// libtorch refuses, or threads cannot be started.
+    pub fn new(recipe: &Recipe, dataset: Arc<dyn Dataset>, threads: usize) -> Result<Self, ComputeError> {
+        let start = |_| {
+            // One intra-op thread a compute thread: chunks are the parallelism, and bits stay.
+            let _ = set_threads(1);
+        };
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|i| format!("compute-{i}"))
+            .start_handler(start)
+            .build()
+            .map_err(|error| ComputeError::fatal(ExitCode::Software, format!("cannot start threads: {error}")))?;
+        let program = model::build(&recipe.model, dataset.identity().num_classes);
+        let layout = FlatLayout::new(&program);
+        let state = State::new(&program, &layout, recipe.train.precision).map_err(torch)?;
+        let loader = Loader::new(dataset, recipe);
+        let stepper = Stepper::new(recipe, program, loader, &state).map_err(torch)?;
+        Ok(Self { recipe: recipe.clone(), state, stepper, pool: Arc::new(pool) })
+    }
+
+    fn run<T: Send>(&mut self, f: impl FnOnce(&mut Stepper<A>, &mut State) -> T + Send) -> T {
+        let pool = Arc::clone(&self.pool);
+        let (stepper, state) = (&mut self.stepper, &mut self.state);
+        pool.install(|| f(stepper, state))
+    }
+
+    /// The flat gradient of the last step, in the order of the layout.
+    pub fn gradient(&self) -> &tch::Tensor {
+        self.stepper.gradient()
+    }
+
+    /// The state, for proofs.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+}
+
+fn torch(error: TorchError) -> ComputeError {
+    ComputeError::fatal(ExitCode::Software, error.to_string())
+}
+
+fn step_error(error: StepError) -> ComputeError {
+    match error {
+        StepError::Collective(error) => ComputeError::Collective(error),
+        error @ (StepError::Torch(_) | StepError::NotFinite { .. }) => {
+            ComputeError::fatal(ExitCode::Software, error.to_string())
+        }
+    }
+}
+
+fn state_error(error: StateError) -> ComputeError {
+    ComputeError::fatal(ExitCode::Data, error.to_string())
+}
+
+/// Reading this replica's own dense tensors.
+fn sure<T>(result: Result<T, TorchError>) -> T {
+    // invariant: State makes its tensors dense and of the layout's size, which is all that reading asks
+    result.expect("reading the replica's own state")
+}
+
+impl<A: Number> Compute for Trainer<A> {
+    /// A step from a state of its own on the first chunk of epoch 1, alone; seed and data are the run's.
+    fn canary(&mut self) -> Result<Sha256, ComputeError> {
+        let kept = (self.to_bytes(), self.state.id);
+        self.initialise();
+        self.stepper.join(Arc::new(Solo::new()));
+        let data = self.stepper.loader.dataset().identity().num_train;
+        let len = u64::from(self.recipe.train.chunk).min(self.recipe.train.batch).min(data);
+        let plan =
+            StepPlan { step: Step(1), epoch: Epoch(1), lr: 0.0, batch: SampleRange { start: 0, len }, shards: vec![1] };
+        let outcome = self.run(|stepper, state| stepper.step(state, Generation(0), &plan)).map_err(step_error)?;
+        let mut hasher = sha2::Sha256::new();
+        hasher.update(outcome.loss.to_le_bytes());
+        hasher.update(sure(read_bytes(self.gradient())));
+        self.state.take_bytes(&kept.0).map_err(state_error)?;
+        self.state.id = kept.1;
+        Ok(hex(&hasher.finalize()))
+    }
+
+    fn initialise(&mut self) {
+        let seed = self.recipe.train.seed;
+        sure(self.state.initialise(&self.stepper.program, &self.stepper.layout, seed));
+    }
+
+    fn join(&mut self, collective: Arc<dyn Collective>) {
+        self.stepper.join(collective);
+    }
+
+    fn leave(&mut self) {
+        self.stepper.join(Arc::new(Solo::new()));
+    }
+
+    fn step(&mut self, generation: Generation, plan: &StepPlan) -> Result<StepOutcome, ComputeError> {
+        self.run(|stepper, state| stepper.step(state, generation, plan)).map_err(step_error)
+    }
+
+    fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, ComputeError> {
+        self.run(|stepper, state| stepper.evaluate(state, step)).map_err(step_error)
+    }
+
+    fn id(&self) -> Option<StateId> {
+        self.state.id
+    }
+
+    fn set_id(&mut self, id: Option<StateId>) {
+        self.state.id = id;
+    }
+
+    fn tensors(&self) -> (Vec<Named>, Vec<Named>) {
+        let (program, layout) = (&self.stepper.program, &self.stepper.layout);
+        (sure(self.state.model(program, layout)), sure(self.state.optimizer(program, layout)))
+    }
+
+    fn load(&mut self, model: &[Named], optimizer: &[Named]) -> Result<(), ComputeError> {
+        let (program, layout) = (&self.stepper.program, &self.stepper.layout);
+        self.state.load(program, layout, model, optimizer).map_err(state_error)
+    }
+
+    fn sha256(&self) -> Sha256 {
+        sure(self.state.sha256(&self.stepper.program, &self.stepper.layout))
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        sure(self.state.to_bytes())
+    }
+
+    fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), ComputeError> {
+        self.state.take_bytes(bytes).map_err(state_error)
+    }
+}
