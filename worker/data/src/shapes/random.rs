@@ -26,6 +26,13 @@ impl Random {
     pub(super) fn between(&mut self, low: i32, high: i32) -> i32 {
         low + self.below((high - low + 1) as u32) as i32
     }
+
+    /// −2·`strength` … 2·`strength`, the sum of two uniform ones, from one draw.
+    pub(super) fn triangular(&mut self, strength: i32) -> i32 {
+        let (draw, width) = (self.next(), 2 * strength as u64 + 1);
+        let (one, other) = (((draw >> 32) * width) >> 32, ((draw & 0xffff_ffff) * width) >> 32);
+        (one + other) as i32 - 2 * strength
+    }
 }
 
 fn mix(mut z: u64) -> u64 {
