@@ -191,6 +191,8 @@ pub struct History {
     pub settled: Option<(DataIdentity, String, Option<String>)>,
     /// Highest generation ever opened.
     pub generation: Generation,
+    /// Its number of ranks (0: unknown, or none yet).
+    pub world_size: u32,
     /// Current lineage (0: none yet).
     pub lineage: Lineage,
     /// Last committed step and the generation that applied it.
