@@ -70,3 +70,136 @@ impl SampleOrder {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn epoch_of(seed: u64, num: u64, epoch: u64) -> Vec<u64> {
+        let order = SampleOrder::new(seed, num, Sampling::Once);
+        (0..num).map(|position| order.sample(Epoch(epoch), position)).collect()
+    }
+
+    /// If this fails, every run takes another course than before: do it knowingly, and raise the manifest's format.
+    #[test]
+    fn the_order_never_changes_by_accident() {
+        assert_eq!(epoch_of(0, 10, 1), GOLDEN_SMALL);
+        let order = SampleOrder::new(7, 50_000, Sampling::Once);
+        let some: Vec<u64> = [0, 1, 2, 49_999].map(|at| order.sample(Epoch(3), at)).into();
+        assert_eq!(some, GOLDEN_CIFAR);
+        let order = SampleOrder::new(7, 1 << 63, Sampling::Once);
+        let some: Vec<u64> = [0, 1, (1 << 63) - 1].map(|at| order.sample(Epoch(3), at)).into();
+        assert_eq!(some, GOLDEN_HUGE);
+        let order = SampleOrder::new(7, 50_000, Sampling::WithReplacement);
+        let some: Vec<u64> = [0, 1, 2, 49_999].map(|at| order.sample(Epoch(3), at)).into();
+        assert_eq!(some, GOLDEN_DRAWN);
+    }
+
+    const GOLDEN_SMALL: [u64; 10] = [3, 6, 0, 1, 5, 2, 9, 8, 7, 4];
+    const GOLDEN_CIFAR: [u64; 4] = [13827, 21490, 35473, 6674];
+    const GOLDEN_HUGE: [u64; 3] = [3080534923810600172, 8620369941448410879, 5177993470974701476];
+    const GOLDEN_DRAWN: [u64; 4] = [2653, 21921, 18404, 41204];
+
+    #[test]
+    fn every_small_number_of_samples_is_permuted() {
+        for num in 0..300 {
+            let mut seen = epoch_of(num, num, 1);
+            seen.sort_unstable();
+            assert_eq!(seen, (0..num).collect::<Vec<_>>(), "{num} samples");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_sample_stands_at_one_position(seed: u64, num in 1u64..5_000, epoch in 0u64..1_000) {
+            let mut seen = epoch_of(seed, num, epoch);
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..num).collect::<Vec<_>>());
+        }
+
+        /// A permutation is injective: with up to 2⁶³ samples only pairs can be looked at.
+        #[test]
+        fn no_two_positions_hold_one_sample(seed: u64, num in 2u64..=1 << 63, epoch: u64, a: u64, b: u64) {
+            let order = SampleOrder::new(seed, num, Sampling::Once);
+            let (a, b) = (a % num, b % num);
+            let (x, y) = (order.sample(Epoch(epoch), a), order.sample(Epoch(epoch), b));
+            prop_assert!(x < num && y < num);
+            prop_assert_eq!(a == b, x == y);
+        }
+
+        #[test]
+        fn draws_with_replacement_stay_inside(seed: u64, num in 1u64..=1 << 63, epoch: u64, at: u64) {
+            let order = SampleOrder::new(seed, num, Sampling::WithReplacement);
+            prop_assert!(order.sample(Epoch(epoch), at % num) < num);
+        }
+    }
+
+    #[test]
+    fn another_seed_or_epoch_is_another_order() {
+        let base = epoch_of(1, 1_000, 1);
+        for other in [epoch_of(2, 1_000, 1), epoch_of(1, 1_000, 2)] {
+            let same = base.iter().zip(&other).filter(|(a, b)| a == b).count();
+            assert!(same < 10, "{same} of 1,000 stand where they stood");
+        }
+    }
+
+    /// Pearson's statistic of counts that should be equal.
+    fn chi_squared(counts: &[u64]) -> f64 {
+        let expected = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
+        counts.iter().map(|&count| (count as f64 - expected).powi(2) / expected).sum()
+    }
+
+    /// Each statistic has k − 1 degrees of freedom; the bound is its mean plus six deviations.
+    fn bound(counts: &[u64]) -> f64 {
+        let freedom = counts.len() as f64 - 1.0;
+        freedom + 6.0 * (2.0 * freedom).sqrt()
+    }
+
+    #[test]
+    fn every_sample_comes_to_every_place_equally_often() {
+        for num in [5u64, 7, 10, 33] {
+            let mut counts = vec![0; (num * num) as usize];
+            for epoch in 0..20_000 {
+                for (position, sample) in epoch_of(3, num, epoch).into_iter().enumerate() {
+                    counts[position * num as usize + sample as usize] += 1;
+                }
+            }
+            assert!(chi_squared(&counts) < bound(&counts), "{num} samples: {}", chi_squared(&counts));
+        }
+    }
+
+    #[test]
+    fn all_orders_of_five_are_equally_likely() {
+        let mut counts = std::collections::BTreeMap::new();
+        for epoch in 0..60_000 {
+            *counts.entry(epoch_of(11, 5, epoch)).or_insert(0u64) += 1;
+        }
+        let counts: Vec<u64> = counts.into_values().collect();
+        assert_eq!(counts.len(), 120, "5! orders");
+        assert!(chi_squared(&counts) < bound(&counts), "{}", chi_squared(&counts));
+    }
+
+    #[test]
+    fn neighbours_do_not_stay_together() {
+        let order = epoch_of(5, 50_000, 1);
+        let distance = |pair: &[u64]| pair[0].abs_diff(pair[1]);
+        let near = order.windows(2).filter(|pair| distance(pair) <= 10).count();
+        // Expected: 49,999 pairs · 20 / 50,000, so about 20.
+        assert!(near < 60, "{near} neighbours are within ten of one another");
+        let mean = order.windows(2).map(|pair| distance(pair) as f64).sum::<f64>() / 49_999.0;
+        assert!((mean - 50_000.0 / 3.0).abs() < 300.0, "mean distance {mean}");
+    }
+
+    #[test]
+    fn draws_with_replacement_are_uniform() {
+        let order = SampleOrder::new(0, 100, Sampling::WithReplacement);
+        let mut counts = vec![0; 100];
+        for epoch in 0..2_000 {
+            for position in 0..100 {
+                counts[order.sample(Epoch(epoch), position) as usize] += 1;
+            }
+        }
+        assert!(chi_squared(&counts) < bound(&counts), "{}", chi_squared(&counts));
+    }
+}

@@ -72,3 +72,107 @@ pub fn shard_positions(batch: SampleRange, chunk: u32, chunks: Range<u32>) -> Sa
     let (from, to) = (clip(chunks.start), clip(chunks.end));
     SampleRange { start: batch.start + from, len: to.saturating_sub(from) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Shards tile the batch, in order, whole chunks each but for the last.
+    fn tiles(batch: SampleRange, chunk: u32, counts: &[u32]) {
+        let chunks = num_chunks(batch.len, chunk);
+        let mut next_chunk = 0;
+        let mut next = batch.start;
+        for range in ranges(counts) {
+            assert_eq!(range.start, next_chunk);
+            let shard = shard_positions(batch, chunk, range.clone());
+            assert_eq!(shard.start, next);
+            assert_eq!(shard.is_empty(), range.is_empty());
+            let mut within = shard.start;
+            for index in range.clone() {
+                let positions = chunk_positions(batch, chunk, index);
+                assert_eq!(positions.start, within);
+                assert!(positions.len == u64::from(chunk) || index + 1 == chunks && positions.len > 0);
+                within = positions.end();
+            }
+            assert_eq!(within, shard.end());
+            next_chunk = range.end;
+            next = shard.end();
+        }
+        assert_eq!(next_chunk, chunks);
+        assert_eq!(next, batch.end());
+    }
+
+    proptest! {
+        #[test]
+        fn an_even_split_tiles_the_batch(start in 0u64..1 << 40, len in 0u64..5_000, chunk in 1u32..70, world in 1u32..40) {
+            let counts = split_even(num_chunks(len, chunk), world);
+            prop_assert_eq!(counts.len(), world as usize);
+            let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+            prop_assert!(most - least <= 1);
+            tiles(SampleRange { start, len }, chunk, &counts);
+        }
+
+        #[test]
+        fn a_weighted_split_tiles_the_batch(
+            len in 0u64..5_000,
+            chunk in 1u32..70,
+            weights in proptest::collection::vec(
+                prop_oneof![Just(0.0), 0.0..10.0, Just(1e300), Just(1e-300), Just(f64::NAN), Just(-1.0), Just(f64::INFINITY)],
+                1..20,
+            ),
+        ) {
+            let chunks = num_chunks(len, chunk);
+            let counts = split_weighted(chunks, &weights);
+            prop_assert_eq!(counts.len(), weights.len());
+            tiles(SampleRange { start: 0, len }, chunk, &counts);
+            if weights.iter().any(|&weight| weight > 0.0 && weight.is_finite()) {
+                for (count, weight) in counts.iter().zip(&weights) {
+                    prop_assert!(*weight > 0.0 && weight.is_finite() || *count == 0, "{:?} {:?}", counts, weights);
+                }
+            }
+        }
+
+        #[test]
+        fn a_weighted_split_is_within_one_of_its_quota(
+            chunks in 0u32..10_000,
+            weights in proptest::collection::vec(0.1f64..10.0, 1..20),
+        ) {
+            let total: f64 = weights.iter().sum();
+            for (count, weight) in split_weighted(chunks, &weights).into_iter().zip(&weights) {
+                let quota = f64::from(chunks) * weight / total;
+                prop_assert!((f64::from(count) - quota).abs() < 1.0 + 1e-6, "{} for a quota of {}", count, quota);
+            }
+        }
+    }
+
+    #[test]
+    fn more_ranks_than_chunks_leave_empty_shards() {
+        assert_eq!(split_even(3, 5), [1, 1, 1, 0, 0]);
+        assert_eq!(split_even(0, 2), [0, 0]);
+        assert!(split_even(7, 0).is_empty());
+        let batch = SampleRange { start: 100, len: 40 };
+        let shard = shard_positions(batch, 16, 3..3);
+        assert_eq!(shard, SampleRange { start: 140, len: 0 });
+        assert_eq!(chunk_positions(batch, 16, 2), SampleRange { start: 132, len: 8 });
+        assert_eq!(chunk_positions(batch, 16, 3), SampleRange { start: 140, len: 0 });
+    }
+
+    #[test]
+    fn weights_are_shares() {
+        assert_eq!(split_weighted(8, &[1.0, 3.0]), [2, 6]);
+        assert_eq!(split_weighted(8, &[1.0, 0.0, 1.0]), [4, 0, 4]);
+        assert_eq!(split_weighted(8, &[1.0, 1.0, 1.0]), [3, 3, 2], "ties go to the lower rank");
+        assert_eq!(split_weighted(8, &[0.0, f64::NAN]), [4, 4], "no usable weight: even");
+        assert!(split_weighted(8, &[]).is_empty());
+    }
+
+    #[test]
+    fn equal_weights_are_an_even_split() {
+        for chunks in 0..50 {
+            for world in 1..9 {
+                assert_eq!(split_weighted(chunks, &vec![2.5; world as usize]), split_even(chunks, world));
+            }
+        }
+    }
+}

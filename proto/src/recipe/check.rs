@@ -38,7 +38,12 @@ fn require(sense: bool, key: &str, value: impl Display, expected: impl Display) 
 
 fn name(name: &str) -> Result<(), RecipeError> {
     let plain = name.is_empty() || is_plain_name(name) && !name.starts_with(['.', '-']);
-    require(plain, "name", format!("{name:?}"), "a plain name of a folder, without `/` and not starting with `.` or `-`")
+    require(
+        plain,
+        "name",
+        format!("{name:?}"),
+        "a plain name of a folder, without `/` and not starting with `.` or `-`",
+    )
 }
 
 fn data(recipe: &Recipe) -> Result<(), RecipeError> {

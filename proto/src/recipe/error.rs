@@ -73,7 +73,7 @@ pub enum RecipeError {
         at: Option<Origin>,
     },
     /// Neither a built-in recipe nor a file.
-    #[error("no recipe is called `{name}`{}; `lockstep train --list` shows them all", suggestion(nearest))]
+    #[error("no recipe is called `{name}`{}; `lockstep train --list` shows them all", aside(nearest))]
     UnknownRecipe {
         /// As given.
         name: String,
@@ -114,6 +114,10 @@ impl RecipeError {
 
 fn suggestion(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+fn aside(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
 }
 
 fn place(at: &Option<Origin>) -> String {

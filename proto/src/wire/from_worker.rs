@@ -195,12 +195,7 @@ impl TryFrom<pb::StepReport> for StepReport {
             wrong: m.wrong,
             samples: m.samples,
             digest: m.digest,
-            times: StepTimes {
-                data: times.data_s,
-                compute: times.compute_s,
-                comm: times.comm_s,
-                wall: times.wall_s,
-            },
+            times: StepTimes { data: times.data_s, compute: times.compute_s, comm: times.comm_s, wall: times.wall_s },
         })
     }
 }

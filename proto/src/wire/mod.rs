@@ -89,10 +89,7 @@ fn component(name: String, field: &'static str) -> Result<String, WireError> {
 }
 
 fn exit_code(code: u32, field: &'static str) -> Result<ExitCode, WireError> {
-    u8::try_from(code)
-        .ok()
-        .and_then(ExitCode::from_code)
-        .ok_or(WireError::UnknownCode { field, code: i64::from(code) })
+    u8::try_from(code).ok().and_then(ExitCode::from_code).ok_or(WireError::UnknownCode { field, code: i64::from(code) })
 }
 
 /// Bytes of a file: some, but not too many.

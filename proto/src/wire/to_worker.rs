@@ -3,7 +3,9 @@
 use super::pb::{self, plan_item, source, to_worker::Kind};
 use super::{WireError, component, exit_code, need, text};
 use crate::ids::{Epoch, Generation, Lineage, Rank, SampleRange, Step, WorkerId};
-use crate::message::{Close, Drain, Finish, Member, Open, Plan, PlanItem, Refused, Source, StepPlan, ToWorker, Welcome};
+use crate::message::{
+    Close, Drain, Finish, Member, Open, Plan, PlanItem, Refused, Source, StepPlan, ToWorker, Welcome,
+};
 
 impl From<ToWorker> for pb::ToWorker {
     fn from(message: ToWorker) -> Self {
@@ -44,9 +46,7 @@ impl TryFrom<pb::ToWorker> for ToWorker {
                 run_nonce: m.run_nonce,
                 isa: m.isa,
             }),
-            Kind::Refused(m) => {
-                Self::Refused(Refused { code: exit_code(m.code, "refused.code")?, reason: m.reason })
-            }
+            Kind::Refused(m) => Self::Refused(Refused { code: exit_code(m.code, "refused.code")?, reason: m.reason }),
             Kind::Open(m) => Self::Open(m.try_into()?),
             Kind::Plan(m) => Self::Plan(Plan {
                 generation: Generation(m.generation),
@@ -67,12 +67,8 @@ impl From<Open> for pb::Open {
             Source::Held => source::Kind::Held(source::Held {}),
             Source::Checkpoint { dir } => source::Kind::Checkpoint(source::Checkpoint { dir }),
         };
-        let member = |m: Member| pb::Member {
-            rank: m.rank.0,
-            worker: m.worker.0,
-            replica: m.replica,
-            address: m.address,
-        };
+        let member =
+            |m: Member| pb::Member { rank: m.rank.0, worker: m.worker.0, replica: m.replica, address: m.address };
         Self {
             generation: m.generation.0,
             lineage: m.lineage.0,

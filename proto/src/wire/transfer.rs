@@ -22,9 +22,7 @@ impl TryFrom<pb::UploadPart> for UploadPart {
     fn try_from(part: pb::UploadPart) -> Result<Self, WireError> {
         Ok(match part.kind.ok_or(WireError::UnknownKind { message: "upload_part" })? {
             upload_part::Kind::Header(m) => Self::Header(m.try_into()?),
-            upload_part::Kind::Chunk(m) => {
-                Self::Chunk { file: m.file, bytes: chunk(m.bytes, "upload_part.bytes")? }
-            }
+            upload_part::Kind::Chunk(m) => Self::Chunk { file: m.file, bytes: chunk(m.bytes, "upload_part.bytes")? },
         })
     }
 }
