@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lockstep_proto::recipe;
 
@@ -133,20 +133,20 @@ impl Layout {
         Ok(file)
     }
 
-    fn read_records(&self, path: &PathBuf, file: File, count: u64, samples: &mut Samples) -> Result<(), DataError> {
+    fn read_records(&self, path: &Path, file: File, count: u64, samples: &mut Samples) -> Result<(), DataError> {
         let mut reader = BufReader::with_capacity(1 << 20, file);
         let mut record = vec![0; self.record_bytes() as usize];
         for index in 0..count {
             let start = index * self.record_bytes();
             reader.read_exact(&mut record).map_err(|source| DataError::Read {
-                path: path.clone(),
+                path: path.to_owned(),
                 offset: start,
                 source,
             })?;
             let label = record[self.label_bytes - 1];
             if u32::from(label) >= self.num_classes {
                 return Err(DataError::BadLabel {
-                    path: path.clone(),
+                    path: path.to_owned(),
                     record: index,
                     offset: start + self.label_bytes as u64 - 1,
                     label,

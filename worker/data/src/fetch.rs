@@ -98,22 +98,23 @@ impl Archive {
         fs::create_dir_all(dest).map_err(cannot_write(dest))?;
         let scratch = tempfile::Builder::new().prefix(".fetch-").tempdir_in(dest).map_err(cannot_write(dest))?;
         let by_hand = dest.join(self.file);
-        let archive = if by_hand.is_file() {
-            by_hand
+        let (archive, shown) = if by_hand.is_file() {
+            (by_hand.clone(), by_hand)
         } else {
             let path = scratch.path().join(self.file);
-            self.download(base, &path, &by_hand, progress)?;
-            path
+            let url = format!("{base}/{}", self.file);
+            self.download(&url, &path, &by_hand, progress)?;
+            (path, url.into())
         };
-        self.check(&archive)?;
-        self.unpack(&archive, scratch.path())?;
+        self.check(&archive, &shown)?;
+        self.unpack(&archive, &shown, scratch.path())?;
         fs::rename(scratch.path().join(self.folder), &folder).map_err(cannot_write(&folder))?;
         Ok(Fetched { folder, was_there: false })
     }
 
-    fn download(&self, base: &str, path: &Path, place: &Path, progress: &mut Progress<'_>) -> Result<(), DataError> {
-        let url = format!("{base}/{}", self.file);
-        let unreachable = |reason: String| DataError::Unreachable { url: url.clone(), reason, place: place.to_owned() };
+    fn download(&self, url: &str, path: &Path, place: &Path, progress: &mut Progress<'_>) -> Result<(), DataError> {
+        let unreachable =
+            |reason: String| DataError::Unreachable { url: url.to_owned(), reason, place: place.to_owned() };
         let agent = ureq::Agent::new_with_config(
             ureq::Agent::config_builder()
                 .timeout_resolve(Some(CONNECT_DEADLINE))
@@ -122,7 +123,7 @@ impl Archive {
                 .timeout_per_read(Some(READ_DEADLINE))
                 .build(),
         );
-        let response = agent.get(&url).call().map_err(|error| unreachable(error.to_string()))?;
+        let response = agent.get(url).call().map_err(|error| unreachable(error.to_string()))?;
         let mut body = response.into_body();
         let total = body.content_length();
         let mut reader = body.as_reader();
@@ -146,20 +147,21 @@ impl Archive {
         }
     }
 
-    fn check(&self, archive: &Path) -> Result<(), DataError> {
-        let read_error = |source| DataError::Read { path: archive.to_owned(), offset: 0, source };
+    /// `shown` is what messages call the archive: its path, or the address it came from.
+    fn check(&self, archive: &Path, shown: &Path) -> Result<(), DataError> {
+        let read_error = |source| DataError::Read { path: shown.to_owned(), offset: 0, source };
         let mut hasher = Md5::new();
         io::copy(&mut File::open(archive).map_err(read_error)?, &mut hasher).map_err(read_error)?;
         let found = hex(&hasher.finalize());
         if found == self.md5 {
             return Ok(());
         }
-        Err(DataError::Checksum { path: archive.to_owned(), found, expected: self.md5 })
+        Err(DataError::Checksum { path: shown.to_owned(), found, expected: self.md5 })
     }
 
     /// Writes the expected files into `into`/folder. Whatever else is in the archive is passed over.
-    fn unpack(&self, archive: &Path, into: &Path) -> Result<(), DataError> {
-        let odd = |reason: String| DataError::Archive { path: archive.to_owned(), reason, kind: self.layout.kind };
+    fn unpack(&self, archive: &Path, shown: &Path, into: &Path) -> Result<(), DataError> {
+        let odd = |reason: String| DataError::Archive { path: shown.to_owned(), reason, kind: self.layout.kind };
         let folder = into.join(self.folder);
         fs::create_dir(&folder).map_err(cannot_write(&folder))?;
         let file = File::open(archive).map_err(|error| odd(error.to_string()))?;

@@ -123,9 +123,9 @@ mod tests {
         let (_, deviation) = mean_and_deviation(samples.pixels().iter().copied());
         let mut out = [0.0; 18];
         normalizer.apply(samples.image(7), 0, &mut out);
-        for place in 0..18 {
+        for (place, &value) in out.iter().enumerate() {
             let (mean, _) = mean_and_deviation((0..50).map(|s| samples.image(s)[place]));
-            assert_near(out[place], (f64::from(samples.image(7)[place]) - mean) / deviation);
+            assert_near(value, (f64::from(samples.image(7)[place]) - mean) / deviation);
         }
     }
 
@@ -135,9 +135,9 @@ mod tests {
         let normalizer = Normalizer::new(Normalize::Channel, &samples);
         let mut out = [0.0; 9];
         normalizer.apply(&samples.image(3)[9..], 9, &mut out);
-        for place in 0..9 {
+        for (place, &value) in out.iter().enumerate() {
             let (mean, deviation) = mean_and_deviation(samples.pixels().iter().copied().skip(place % 3).step_by(3));
-            assert_near(out[place], (f64::from(samples.image(3)[9 + place]) - mean) / deviation);
+            assert_near(value, (f64::from(samples.image(3)[9 + place]) - mean) / deviation);
         }
     }
 

@@ -1,4 +1,5 @@
 //! What a loader delivers, against naive references and against the audit's own computation.
+#![allow(clippy::unwrap_used)] // helpers of tests may panic
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
