@@ -21,9 +21,11 @@ mod error;
 mod fold;
 mod layout;
 mod solo;
+mod tcp;
 
 pub use collective::{Collective, Lane, Op};
 pub use element::Element;
 pub use error::{CollectiveError, Operation};
 pub use layout::Layout;
 pub use solo::Solo;
+pub use tcp::{Listener, TcpMesh};
