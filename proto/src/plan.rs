@@ -109,6 +109,11 @@ impl Course {
         }
     }
 
+    /// Position of the first sample of the step after `step`, in its epoch's order.
+    pub fn next_position(&self, step: Step) -> u64 {
+        self.at(step.next()).batch.start
+    }
+
     /// What is to be done after step `step`, in this order: evaluation first, so that a checkpoint knows its error.
     /// Empty past the last step. With `evaluate_every_epochs = 0` nothing is ever evaluated.
     pub fn after(&self, step: Step) -> Vec<Boundary> {

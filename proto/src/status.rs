@@ -72,6 +72,20 @@ pub enum Phase {
     Failed,
 }
 
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Waiting => "waiting for workers",
+            Self::Syncing => "syncing",
+            Self::Training => "training",
+            Self::Halting => "halting",
+            Self::Draining => "draining",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        })
+    }
+}
+
 /// A worker process, seen from outside.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MemberStatus {

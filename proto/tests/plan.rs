@@ -43,6 +43,12 @@ fn the_last_batch_of_an_epoch_is_short() {
 }
 
 #[test]
+fn the_next_position_starts_over_with_the_epoch() {
+    let course = course(10, |_| {});
+    assert_eq!([0, 1, 2, 3, 4].map(|step| course.next_position(Step(step))), [0, 4, 8, 0, 4]);
+}
+
+#[test]
 fn a_batch_larger_than_the_data_is_one_short_step_an_epoch() {
     let course = course(3, |_| {});
     assert_eq!((course.steps_per_epoch(), course.total_steps()), (1, 3));

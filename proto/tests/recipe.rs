@@ -7,6 +7,7 @@ use lockstep_proto::recipe::{
     Arch, BatchNorm, DataKind, Precision, Recipe, RecipeError, Reduction, Sampling, ScheduleKind, Shortcut, Warmup,
     builtin,
 };
+use proptest::prelude::*;
 
 fn refused(text: &str) -> String {
     let error = Recipe::from_toml(text, "my.toml").expect_err(text);
@@ -43,6 +44,7 @@ fn an_unknown_key_is_named_with_path_place_and_nearest_key() {
         refused("\n\ndata.augment.shfit = 3\n"),
         "my.toml, line 3: unknown key `data.augment.shfit`; did you mean `data.augment.shift`?"
     );
+    assert!(refused("[elastic]\nworkers = 2").ends_with("did you mean `elastic.max_workers`?"));
     assert_eq!(refused("[train]\nzzzzzz = 3\n"), "my.toml, line 2: unknown key `train.zzzzzz`");
 }
 
@@ -287,6 +289,7 @@ fn names_and_files_that_do_not_exist_are_told_apart() {
     let error = Recipe::load("no/such/thing.toml", &[]).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::NoInput);
     assert_eq!(error.to_string(), "recipe no/such/thing.toml does not exist");
+    assert_eq!(Recipe::load("./mine", &[]).unwrap_err().exit_code(), ExitCode::NoInput);
     let folder = tempfile::tempdir().unwrap();
     let error = Recipe::load(folder.path().to_str().unwrap(), &[]).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::NoInput);
@@ -347,4 +350,43 @@ fn the_protocol_of_cifar10_is_what_the_recipes_say() {
     }
     let short = Recipe::load("cifar10/short", &[]).unwrap();
     assert_eq!((short.train.epochs, short.schedule.milestones), (5, vec![3]));
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_recipe_says_it_is_read_or_refused(text in "(\\[?(train|data|x)(\\.batch|\\.augment)?\\]?( = )?[-0-9a-z\"'{}\\[\\]]{0,6}\n){0,5}") {
+        let _ = Recipe::from_toml(&text, "my.toml");
+    }
+
+    #[test]
+    fn whatever_is_set_is_taken_or_refused(text in "(train|schedule|data|name|é)?(\\.batch|\\.lr|\\.augment|\\.)?=?[-0-9a-z\"'{}\\[\\]\n =.é]{0,8}") {
+        if let Err(error) = Recipe::load("demo", std::slice::from_ref(&text)) {
+            prop_assert_eq!(error.exit_code(), ExitCode::Usage);
+        }
+    }
+
+    /// One damaged byte in a good recipe: an error names a line of the file.
+    #[test]
+    fn a_damaged_recipe_is_refused_with_a_place_or_still_good(at in 0usize..600, byte in 32u8..127) {
+        let mut text = builtin()[2].toml.as_bytes().to_vec();
+        let at = at % text.len();
+        text[at] = byte;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        match Recipe::from_toml(&text, "my.toml") {
+            Ok(recipe) => prop_assert!(recipe.check().is_ok()),
+            Err(error) => prop_assert!(error.to_string().starts_with("my.toml, line ") || error.to_string().starts_with('`')),
+        }
+    }
+
+    #[test]
+    fn any_recipe_of_sensible_numbers_survives_its_own_toml(
+        seed in 0u64..1 << 63, batch in 16u64..4096, lr in 1e-9f64..10.0, momentum in 0.01f64..0.99, milestones in proptest::collection::btree_set(1u64..500, 0..5),
+    ) {
+        let mut recipe = Recipe { name: "r".to_owned(), ..Recipe::default() };
+        (recipe.train.seed, recipe.train.batch, recipe.schedule.lr, recipe.optim.momentum) = (seed, batch, lr, momentum);
+        recipe.schedule.milestones = milestones.into_iter().collect();
+        let again = Recipe::from_toml(&recipe.to_toml(), "recipe.toml").unwrap();
+        prop_assert_eq!(again.sha256(), recipe.sha256());
+        prop_assert_eq!(again, recipe);
+    }
 }

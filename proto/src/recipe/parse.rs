@@ -233,7 +233,10 @@ fn nearest_key(known: &Table, path: &[String]) -> Option<String> {
     let keys = flatten(known).into_keys().chain(tables);
     let scored = keys.map(|key| {
         let (table, last) = key.rsplit_once('.').unwrap_or(("", &key));
-        let distance = strsim::osa_distance(&name.to_lowercase(), last);
+        let mut distance = strsim::osa_distance(&name.to_lowercase(), last);
+        if name.len() >= 4 && last.contains(name.as_str()) {
+            distance = distance.min(2); // `workers` means `min_workers`
+        }
         (distance * 2 + usize::from(table != parent), distance, key)
     });
     let (_, distance, key) = scored.min()?;
@@ -264,7 +267,7 @@ fn not_found(name: &str) -> RecipeError {
     });
     let nearest = scored.min().filter(|(distance, _)| *distance <= 1 + bare.chars().count() / 3);
     let nearest = nearest.map(|(_, name)| name.to_owned());
-    if name.ends_with(".toml") {
+    if name.ends_with(".toml") || name.starts_with(['.', '/']) {
         RecipeError::NotFound { path: PathBuf::from(name), nearest }
     } else {
         RecipeError::UnknownRecipe { name: name.to_owned(), nearest }

@@ -11,6 +11,10 @@ mod tests;
 mod to_worker;
 mod transfer;
 
+/// The most bytes of one message, in either direction: a chunk of a checkpoint is the largest, a plan window for a
+/// large world comes next.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
 /// Generated from `proto/lockstep.proto`.
 #[allow(missing_docs, clippy::all)]
 pub mod pb {
