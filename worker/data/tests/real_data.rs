@@ -9,6 +9,7 @@ use lockstep_proto::recipe::{DataKind, Recipe};
 
 fn cifar10() -> Option<Recipe> {
     let Some(folder) = std::env::var_os("LOCKSTEP_TEST_DATA") else {
+        assert!(std::env::var_os("LOCKSTEP_TEST_REQUIRE").is_none(), "nothing may skip: set LOCKSTEP_TEST_DATA");
         println!("skipped: LOCKSTEP_TEST_DATA is not set");
         return None;
     };
