@@ -1,0 +1,155 @@
+//! Nobody waits for ever: what every phase waits for, until when, and what follows then.
+
+use std::time::Duration;
+
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::{Rank, Step};
+
+use super::config::{HALT_TIMEOUT, STORE_TIMEOUT};
+use super::members::Standing;
+use super::{Engine, Phase};
+
+/// What is being waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// The store is to confirm a record.
+    Store,
+    /// Workers are to join.
+    Workers,
+    /// A worker is to hand in reports of newer steps.
+    News,
+    /// Members are to hold the base.
+    Sync,
+    /// A rank is to report.
+    Rank(Rank),
+    /// A checkpoint is to be written.
+    Save(Step),
+    /// Workers are to answer `Close`.
+    Halt,
+}
+
+impl Engine {
+    /// All deadlines, in no order. Empty only when the run has ended.
+    pub(super) fn deadlines(&self) -> Vec<(Duration, Wait)> {
+        let mut waits = Vec::new();
+        if matches!(self.phase, Phase::Ended(_)) {
+            return waits;
+        }
+        if let Some(since) = self.outbox.waiting_since() {
+            waits.push((since.saturating_add(STORE_TIMEOUT), Wait::Store));
+        }
+        let slow = self.config.slow_timeout();
+        match (self.phase, &self.world) {
+            (Phase::Gathering { hold: Some(hold), .. }, _) => waits.push((hold, Wait::News)),
+            (Phase::Gathering { until, hold: None }, _) => waits.push((until, Wait::Workers)),
+            (Phase::Closing { until }, _) => waits.push((until, Wait::Halt)),
+            (Phase::Opening, Some(world)) => {
+                waits.extend(world.sent.map(|sent| (sent.saturating_add(slow), Wait::Sync)))
+            }
+            (Phase::Training, Some(world)) => {
+                let patience = if world.has_committed { self.config.step_timeout() } else { slow };
+                waits.extend(
+                    self.debtors().into_iter().map(|rank| {
+                        (world.progress[rank].since.saturating_add(patience), Wait::Rank(Rank(rank as u32)))
+                    }),
+                );
+                let committed = self.ledger.committed();
+                let due = world.saves.iter().filter(|(step, _)| **step <= committed);
+                waits.extend(due.map(|(step, since)| (since.saturating_add(slow), Wait::Save(*step))));
+            }
+            _ => {}
+        }
+        waits
+    }
+
+    pub(super) fn check_deadlines(&mut self) {
+        // Each round moves or removes the deadline that it acts on; the bound is for safety.
+        for _ in 0..64 {
+            let due = self.deadlines().into_iter().filter(|(at, _)| *at <= self.now).min_by_key(|(at, _)| *at);
+            let Some((_, wait)) = due else { return };
+            self.overdue(wait);
+            self.advance();
+        }
+    }
+
+    fn overdue(&mut self, wait: Wait) {
+        match wait {
+            Wait::Store => {
+                let reason = format!(
+                    "the store has not confirmed a record for {} s; check the disk of the run directory",
+                    STORE_TIMEOUT.as_secs()
+                );
+                self.end(ExitCode::CantCreate, reason);
+            }
+            Wait::Workers => self.nobody_came(),
+            Wait::News => {} // opens without, in `open_if_ready`
+            Wait::Sync => {
+                let seconds = self.config.slow_timeout().as_secs_f64();
+                self.close(&format!("not every rank took over the base state within {seconds} s"), true);
+            }
+            Wait::Rank(_) => self.close_over_stragglers(),
+            Wait::Save(step) => {
+                let saver = self.world.as_ref().and_then(|world| world.owner(Rank(0)));
+                let seconds = self.config.slow_timeout().as_secs_f64();
+                if let Some(stream) = saver {
+                    self.expel(
+                        stream,
+                        ExitCode::TempFail,
+                        &format!("did not save checkpoint step-{step} within {seconds} s"),
+                    );
+                }
+            }
+            Wait::Halt => {
+                for stream in self.roster.standing(Standing::Halting) {
+                    self.expel(
+                        stream,
+                        ExitCode::TempFail,
+                        &format!("did not halt within {} s", HALT_TIMEOUT.as_secs()),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Those who are furthest behind are named; who is dead will not answer `Close`.
+    fn close_over_stragglers(&mut self) {
+        let debtors = self.debtors();
+        let Some(world) = &self.world else { return };
+        let last = debtors.iter().map(|rank| world.progress[*rank].step).min();
+        let named: Vec<String> = debtors
+            .iter()
+            .filter(|rank| Some(world.progress[**rank].step) == last)
+            .map(|rank| format!("rank {rank} (worker {})", world.members[*rank].worker))
+            .collect();
+        let patience = if world.has_committed { self.config.step_timeout() } else { self.config.slow_timeout() };
+        let step = last.unwrap_or_default();
+        let reason =
+            format!("{} reported nothing after step {step} for {} s", named.join(", "), patience.as_secs_f64());
+        self.close(&reason, true);
+    }
+
+    fn nobody_came(&mut self) {
+        let have = self.roster.standing(Standing::Idle).len();
+        let loading = self.roster.standing(Standing::Loading).len();
+        let need = self.config.recipe.elastic.min_workers;
+        let seconds = self.config.join_timeout().as_secs_f64();
+        let still = if loading > 0 { format!(", {loading} still loading") } else { String::new() };
+        let refused =
+            self.last_refusal.as_ref().map_or(String::new(), |reason| format!("; the last one refused: {reason}"));
+        match &self.last_trouble {
+            Some(trouble) => {
+                let reason = format!(
+                    "{have} of elastic.min_workers = {need} workers are left{still}, and no other came within {seconds} s: \
+                     {trouble}{refused}; continue with --resume"
+                );
+                self.end(ExitCode::TempFail, reason);
+            }
+            None => {
+                let reason = format!(
+                    "{have} of elastic.min_workers = {need} workers were ready within elastic.join_timeout_s = {seconds}{still}{refused}"
+                );
+                self.end(ExitCode::Unavailable, reason);
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! How the run ends: complete, asked to, or not to be continued.
+
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::message::{Finish, ToWorker};
+
+use super::effect::{Effect, Record};
+use super::ledger::Due;
+use super::{Engine, Phase, Stop};
+
+impl Engine {
+    /// The first request: what is planned is done, its end saved. The second: now.
+    pub(super) fn on_stop(&mut self, code: ExitCode, reason: String) {
+        if self.stop.is_some() || matches!(self.phase, Phase::Finishing(_)) {
+            return self.end(code, reason);
+        }
+        self.stop = Some(Stop { code, reason });
+    }
+
+    pub(super) fn finish_if_done(&mut self) {
+        match self.phase {
+            Phase::Gathering { .. } | Phase::Closing { .. } => {
+                if let Some(Stop { code, reason }) = self.stop.clone() {
+                    self.end(code, reason);
+                }
+            }
+            Phase::Training => self.finish_if_trained(),
+            Phase::Finishing(seq) if self.outbox.is_persisted(seq) => {
+                let step = self.ledger.committed();
+                self.end(ExitCode::Done, format!("all {step} steps are done"));
+            }
+            _ => {}
+        }
+    }
+
+    fn finish_if_trained(&mut self) {
+        let (Some(world), Some(course)) = (&self.world, &self.course) else { return };
+        let is_saved = world.saves.is_empty() && self.shelf.is_settled() && self.outbox.is_all_persisted();
+        if !is_saved || !world.is_started || self.ledger.committed() < world.planned {
+            return;
+        }
+        match self.ledger.due(course) {
+            Due::Evaluation { .. } => {}
+            Due::Nothing => {
+                let step = self.ledger.committed();
+                let state_sha256 = self.shelf.state_sha256(step).cloned().unwrap_or_default();
+                let seq = self.persist(Record::Finished { step, state_sha256 });
+                self.phase = Phase::Finishing(seq);
+            }
+            Due::Step(_) => {
+                if let Some(Stop { code, reason }) = self.stop.clone() {
+                    self.end(code, reason);
+                }
+            }
+        }
+    }
+
+    /// The run is over: everyone is told, and nothing follows.
+    pub(super) fn end(&mut self, code: ExitCode, reason: String) {
+        if matches!(self.phase, Phase::Ended(_)) {
+            return;
+        }
+        self.phase = Phase::Ended(code);
+        let peers: Vec<_> = self.roster.iter().map(|(stream, peer)| (stream, peer.worker().clone())).collect();
+        for (stream, worker) in peers {
+            self.outbox.send(stream, ToWorker::Finish(Finish { code, reason: reason.clone() }));
+            if code != ExitCode::CantCreate {
+                self.persist(Record::Left { worker, reason: format!("the run ended: {reason}") });
+            }
+        }
+        self.outbox.push(Effect::End { code, reason });
+    }
+}

@@ -1,0 +1,321 @@
+//! A generation: opened over everyone who is ready, closed at the first trouble.
+//!
+//! `Opened` is durable before anyone hears of it, so a number that was ever spoken never comes again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::{Generation, Lineage, Rank, StateId, Step};
+use lockstep_proto::message::{Close, Complaint, Halted, Member, Open, Sha256, Source, Synced, ToWorker};
+use serde_json::json;
+use sha2::{Digest, Sha256 as Hasher};
+
+use super::base::Base;
+use super::config::{HALT_TIMEOUT, HOLD, MAX_FRUITLESS};
+use super::effect::Record;
+use super::event::{Seq, StreamId};
+use super::members::Standing;
+use super::reports::Reports;
+use super::{Engine, Phase};
+
+/// The open generation.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct World {
+    pub(super) generation: Generation,
+    lineage: Lineage,
+    pub(super) base: StateId,
+    source: Source,
+    leader: Rank,
+    pub(super) members: Vec<Member>,
+    /// Stream of each rank.
+    pub(super) owners: Vec<StreamId>,
+    /// Its record.
+    opened: Seq,
+    /// When `Open` went out.
+    pub(super) sent: Option<Duration>,
+    synced: BTreeMap<StreamId, Sha256>,
+    /// Last planned step.
+    pub(super) planned: Step,
+    /// What is due at the base was planned.
+    pub(super) is_started: bool,
+    /// The last save before a clean end was planned.
+    pub(super) is_stopping: bool,
+    /// Of each rank.
+    pub(super) progress: Vec<Progress>,
+    /// A step of this generation was committed.
+    pub(super) has_committed: bool,
+    /// Checkpoints asked for, with the time since which they could be there.
+    pub(super) saves: BTreeMap<Step, Duration>,
+}
+
+/// How far a rank is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Progress {
+    /// Last step it reported, or the base.
+    pub(super) step: Step,
+    /// When it last reported, or was given work after none.
+    pub(super) since: Duration,
+}
+
+/// A generation that is over.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Closed {
+    reason: String,
+    at: Duration,
+    is_failure: bool,
+}
+
+impl World {
+    pub(super) fn has(&self, stream: StreamId) -> bool {
+        self.owners.contains(&stream)
+    }
+
+    /// Streams of its workers, each once.
+    pub(super) fn streams(&self) -> Vec<StreamId> {
+        let mut streams = self.owners.clone();
+        streams.dedup(); // replicas of a worker are contiguous
+        streams
+    }
+
+    pub(super) fn owner(&self, rank: Rank) -> Option<StreamId> {
+        self.owners.get(rank.0 as usize).copied()
+    }
+
+    pub(super) fn world_size(&self) -> u32 {
+        self.members.len() as u32
+    }
+}
+
+impl Engine {
+    pub(super) fn gather(&mut self) {
+        self.phase = Phase::Gathering { until: self.now.saturating_add(self.config.join_timeout()), hold: None };
+    }
+
+    pub(super) fn open_if_ready(&mut self) {
+        let Phase::Gathering { until, hold } = self.phase else { return };
+        let num_ready = self.roster.standing(Standing::Idle).len();
+        if num_ready < self.config.recipe.elastic.min_workers as usize {
+            self.phase = Phase::Gathering { until, hold: None };
+            return;
+        }
+        if self.expects_news() {
+            let hold = hold.unwrap_or(self.now.saturating_add(HOLD));
+            if self.now < hold {
+                self.phase = Phase::Gathering { until, hold: Some(hold) };
+                return;
+            }
+        }
+        self.open();
+    }
+
+    fn open(&mut self) {
+        let streams = self.roster.standing(Standing::Idle);
+        let num_ranks: u64 =
+            streams.iter().filter_map(|stream| self.roster.get(*stream)).map(|peer| peer.num_replicas()).sum();
+        let batch = self.config.recipe.train.batch;
+        if num_ranks > batch {
+            let reason = format!(
+                "{num_ranks} replicas are more than train.batch = {batch} has samples; start fewer or raise it"
+            );
+            return self.end(ExitCode::Usage, reason);
+        }
+        let base = self.choose_base();
+        if !self.take_over(base.as_ref()) {
+            return;
+        }
+        let Some(Base { state: base, holder, source }) = base else { return };
+        self.shelf.forget_unfounded(&self.ledger);
+        let (mut members, mut owners) = (Vec::new(), Vec::new());
+        for stream in streams {
+            let Some(peer) = self.roster.get_mut(stream) else { continue };
+            peer.step = base.step;
+            let addresses = peer.ready.iter().flat_map(|ready| &ready.addresses);
+            for (replica, address) in (0..).zip(addresses) {
+                let rank = Rank(members.len() as u32);
+                members.push(Member { rank, worker: peer.worker().clone(), replica, address: address.clone() });
+                owners.push(stream);
+            }
+        }
+        let leader = holder.and_then(|holder| owners.iter().position(|owner| *owner == holder)).unwrap_or(0);
+        let generation = self.ledger.open();
+        let lineage = self.ledger.lineage();
+        let opened = self.persist(Record::Opened { generation, lineage, base, members: members.clone() });
+        self.reports = Reports::new(generation, members.len() as u32);
+        if let Some(first) = members.first() {
+            self.savers.insert(generation, first.worker.clone());
+        }
+        self.world = Some(World {
+            generation,
+            lineage,
+            base,
+            source,
+            leader: Rank(leader as u32),
+            progress: vec![Progress { step: base.step, since: self.now }; members.len()],
+            members,
+            owners,
+            opened,
+            sent: None,
+            synced: BTreeMap::new(),
+            planned: base.step,
+            is_started: false,
+            is_stopping: false,
+            has_committed: false,
+            saves: BTreeMap::new(),
+        });
+        self.phase = Phase::Opening;
+    }
+
+    pub(super) fn send_open_if_recorded(&mut self) {
+        let (Phase::Opening, Some(world)) = (self.phase, &mut self.world) else { return };
+        if world.sent.is_some() || !self.outbox.is_persisted(world.opened) {
+            return;
+        }
+        world.sent = Some(self.now);
+        let open = Open {
+            generation: world.generation,
+            lineage: world.lineage,
+            base: world.base,
+            members: world.members.clone(),
+            leader: world.leader,
+            source: world.source.clone(),
+            rendezvous: rendezvous(&self.config.run_id, &self.config.run_nonce, world.generation),
+        };
+        for stream in world.streams() {
+            if let Some(peer) = self.roster.get_mut(stream) {
+                peer.standing = Standing::Busy;
+            }
+            self.outbox.send(stream, ToWorker::Open(open.clone()));
+        }
+    }
+
+    pub(super) fn on_synced(&mut self, stream: StreamId, synced: Synced) {
+        let (Phase::Opening, Some(world)) = (self.phase, &mut self.world) else { return };
+        if synced.generation == world.generation && world.sent.is_some() && world.has(stream) {
+            world.synced.insert(stream, synced.state_sha256);
+        }
+    }
+
+    pub(super) fn train_if_synced(&mut self) {
+        let (Phase::Opening, Some(world)) = (self.phase, &mut self.world) else { return };
+        let streams = world.streams();
+        if world.sent.is_none() || world.synced.len() < streams.len() {
+            return;
+        }
+        // invariant: nobody can have synced but the owners of ranks.
+        let hash = |rank: &Member| world.owners.get(rank.rank.0 as usize).and_then(|owner| world.synced.get(owner));
+        let leaders = world.members.get(world.leader.0 as usize).and_then(hash);
+        let others: Vec<String> = world
+            .members
+            .iter()
+            .filter(|member| hash(member) != leaders)
+            .map(|member| member.rank.to_string())
+            .collect();
+        if !others.is_empty() {
+            let reason = format!(
+                "after synchronising {} the state of rank {} differs from that of rank {}; check the memory of those \
+                 machines, then --resume",
+                world.base,
+                others.join(", "),
+                world.leader
+            );
+            return self.end(ExitCode::Software, reason);
+        }
+        if let Some(hash) = leaders {
+            self.shelf.state_is(world.base.step, hash.clone());
+        }
+        for progress in &mut world.progress {
+            progress.since = self.now;
+        }
+        let base = world.base.step;
+        self.phase = Phase::Training;
+        if let Some(closed) = self.closed.take().filter(|closed| closed.is_failure) {
+            let seconds = self.now.saturating_sub(closed.at).as_secs_f64();
+            self.note("recovered", None, json!({ "from": closed.reason, "base": base, "seconds": seconds }));
+        }
+    }
+
+    /// Whoever became ready meanwhile comes in at once: at most the step in flight is done again.
+    pub(super) fn admit_newcomers(&mut self) {
+        if self.phase != Phase::Training || self.stop.is_some() {
+            return;
+        }
+        let newcomers = self.roster.standing(Standing::Idle);
+        let is_worth_it = self.total_steps().is_some_and(|total| self.ledger.committed().0 < total);
+        if let (Some(stream), true) = (newcomers.first(), is_worth_it)
+            && let Some(peer) = self.roster.get(*stream)
+        {
+            self.close(&format!("worker {} joins", peer.worker()), false);
+            self.halted_if_all_did();
+            self.open_if_ready();
+        }
+    }
+
+    pub(super) fn on_complained(&mut self, stream: StreamId, complaint: Complaint) {
+        let Some(world) = &self.world else { return };
+        if complaint.generation != world.generation || !world.has(stream) {
+            return; // fenced
+        }
+        let worker_of = |rank: Rank| world.members.get(rank.0 as usize).map(|member| member.worker.clone());
+        let complainer = self.roster.get(stream).map(|peer| peer.worker().clone());
+        let culprit = complaint.culprit.and_then(worker_of);
+        let blamed = culprit.as_ref().map_or(String::new(), |culprit| format!(", blaming worker {culprit}"));
+        let reason = format!("rank {} at step {}{blamed}: {}", complaint.rank, complaint.step, complaint.what);
+        let detail = json!({
+            "rank": complaint.rank, "at_step": complaint.step, "culprit": complaint.culprit,
+            "culprit_worker": culprit, "what": complaint.what,
+        });
+        self.note("complaint", complainer, detail);
+        self.close(&reason, true);
+    }
+
+    /// Ends the open generation. Its workers are told at once; what they reported is kept until the next one opens.
+    pub(super) fn close(&mut self, reason: &str, is_failure: bool) {
+        let Some(world) = self.world.take() else { return };
+        if is_failure {
+            self.last_trouble = Some(reason.to_owned());
+            self.num_fruitless += u32::from(!world.has_committed);
+        }
+        for stream in world.streams() {
+            let Some(peer) = self.roster.get_mut(stream) else { continue };
+            if peer.standing == Standing::Busy {
+                peer.standing = Standing::Halting;
+                let close = Close { generation: world.generation, reason: reason.to_owned() };
+                self.outbox.send(stream, ToWorker::Close(close));
+            }
+        }
+        // The first trouble is the cause, what follows until the next generation trains are its consequences.
+        if !self.closed.as_ref().is_some_and(|closed| closed.is_failure) {
+            self.closed = Some(Closed { reason: reason.to_owned(), at: self.now, is_failure });
+        }
+        self.phase = Phase::Closing { until: self.now.saturating_add(HALT_TIMEOUT) };
+        if self.num_fruitless >= MAX_FRUITLESS {
+            let reason = format!(
+                "{MAX_FRUITLESS} generations in a row failed without finishing a step; the last: {reason}; \
+                                  continue with --resume once that is mended"
+            );
+            self.end(ExitCode::TempFail, reason);
+        }
+    }
+
+    pub(super) fn on_halted(&mut self, stream: StreamId, halted: Halted) {
+        let newest = self.ledger.generation();
+        let Some(peer) = self.roster.get_mut(stream) else { return };
+        if peer.standing == Standing::Halting && halted.generation == newest {
+            peer.standing = Standing::Idle;
+            peer.state = halted.state;
+        }
+    }
+
+    pub(super) fn halted_if_all_did(&mut self) {
+        if matches!(self.phase, Phase::Closing { .. }) && self.roster.standing(Standing::Halting).is_empty() {
+            self.gather();
+        }
+    }
+}
+
+/// The secret of a generation: whoever knows the run's nonce can tell it, and nobody else.
+fn rendezvous(run_id: &str, run_nonce: &str, generation: Generation) -> String {
+    let digest = Hasher::digest(format!("lockstep rendezvous\0{run_id}\0{run_nonce}\0{generation}"));
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
