@@ -1,16 +1,38 @@
 //! Who computes: a session with the coordinator, replicas, and the mathematics of a step.
 //!
 //! ```text
+//! main ─ args ─► session ◄── connect, gRPC ──► coordinator
+//!                   │ Open, Item, Halt
+//!                   ▼
+//!                replica     one OS thread, one state, one rank        eval · export · bench
+//!                   ├─ sync        the base state of a generation
+//!                   ├─ checkpoint  snapshots, writer, reader, transfer
+//!                   └─ compute     the seam: what is asked of the mathematics
+//!                        ▲
 //! trainer   Compute over libtorch                    model    programs by name
 //!   step      the step loop                          program  operations, flat layout, segments
 //!   evaluate  the whole test set                     exec     chunks, norm layers, buckets
 //!   state     parameters, momentum, statistics       optim    the update
 //! ```
-//! May never: decide membership, the order of samples or the schedule.
+//! May never: decide membership, the order of samples or the schedule; let a failed collective reach the weights.
 #![forbid(unsafe_code)]
 
+pub mod abort;
+pub mod args;
+pub mod bench;
+pub mod checkpoint;
 pub mod compute;
+pub mod connect;
+pub mod evaluate_cmd;
 pub mod exit;
+pub mod export;
+pub mod gate;
+pub mod isa;
+pub mod panic;
+pub mod replica;
+pub mod session;
+pub mod sync;
+pub mod workshop;
 
 mod evaluate;
 pub mod exec;

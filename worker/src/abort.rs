@@ -1,0 +1,56 @@
+//! How a session reaches a replica that is blocked in a collective.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lockstep_collective::{Collective, Listener};
+use lockstep_proto::ids::Generation;
+
+/// Holds the collective of the open generation, so that another thread can abort it; and remembers what was closed,
+/// so that a collective that comes to be only afterwards is aborted too.
+pub struct AbortSlot {
+    listener: Arc<Listener>,
+    slot: Mutex<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    closed: Option<Generation>,
+    collective: Option<Arc<dyn Collective>>,
+}
+
+impl AbortSlot {
+    /// For the replica that listens there.
+    pub fn new(listener: Arc<Listener>) -> Self {
+        Self { listener, slot: Mutex::default() }
+    }
+
+    /// Aborts generation `generation` and all before it, now and in future.
+    pub fn close(&self, generation: Generation) {
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.closed = slot.closed.max(Some(generation));
+        self.listener.cancel(generation);
+        if let Some(collective) = slot.collective.take() {
+            collective.abort();
+        }
+    }
+
+    /// Whether `generation` was closed.
+    pub fn is_closed(&self, generation: Generation) -> bool {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner).closed >= Some(generation)
+    }
+
+    /// Makes `collective` reachable for [`close`](Self::close); aborts it at once where that has been.
+    pub fn install(&self, generation: Generation, collective: Arc<dyn Collective>) {
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.closed >= Some(generation) {
+            collective.abort();
+        } else {
+            slot.collective = Some(collective);
+        }
+    }
+
+    /// Forgets the collective: its connections close when its last user drops it.
+    pub fn clear(&self) {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner).collective = None;
+    }
+}

@@ -1,0 +1,314 @@
+//! The command line: every flag is an environment variable too. Strings here; [`WorkerArgs::validate`] makes a
+//! [`Config`] of them, once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::WorkerId;
+use lockstep_proto::recipe::Precision;
+
+use crate::connect::Coordinator;
+use crate::exit::Exit;
+use crate::isa;
+use crate::session::Config;
+
+/// The part of Lockstep that computes.
+///
+/// `lockstep worker|eval|export|bench` run this program; most people never call it by name.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep-worker", version, max_term_width = 110, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// What to tell on stderr: error, warn, info, debug, trace; or per module, `lockstep_worker=debug`
+    #[arg(long, global = true, env = "LOCKSTEP_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Join a run and compute for it until it is over
+    #[command(after_help = "Leaves politely on SIGTERM, SIGINT or SIGUSR1: finishes the step in hand, then exits with \
+                            75. A second signal leaves at once.\n\nExample:\n  \
+                            lockstep-worker worker --coordinator http://10.0.0.1:7000 --devices cpu,cpu")]
+    Worker(WorkerArgs),
+    /// Evaluate a checkpoint on the whole test set
+    #[command(after_help = "Example:\n  lockstep-worker eval runs/resnet20/latest/checkpoints/step-1000")]
+    Eval(EvalArgs),
+    /// Write the model of a checkpoint as one safetensors file, for other programs
+    #[command(after_help = "Names are torch-like (`stage1.0.conv1.weight`), shapes logical: convolutions are [out, in, \
+                            height, width].\n\nExample:\n  \
+                            lockstep-worker export runs/resnet20/latest/checkpoints/step-1000 --out resnet20.safetensors")]
+    Export(ExportArgs),
+    /// Measure this machine; prints JSON lines
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// `worker`
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// Where the coordinator listens
+    #[arg(long, env = "LOCKSTEP_COORDINATOR", value_name = "URL")]
+    pub coordinator: String,
+    /// One replica for each entry: `cpu`, or `cpu,cpu` for two in this process
+    #[arg(long, env = "LOCKSTEP_DEVICES", value_name = "LIST", default_value = "cpu", value_delimiter = ',')]
+    pub devices: Vec<String>,
+    /// Host or address under which other workers reach this one [default: the address that reaches the coordinator]
+    #[arg(long, env = "LOCKSTEP_ADVERTISE", value_name = "HOST")]
+    pub advertise: Option<String>,
+    /// Compute threads of each replica [default: cores ÷ replicas]
+    #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Unique name of this process [default: host-pid-random]
+    #[arg(long, env = "LOCKSTEP_ID", value_name = "NAME")]
+    pub id: Option<String>,
+    /// What the coordinator asks for when it listens beyond loopback; better given by the environment
+    #[arg(long, env = "LOCKSTEP_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// How long to wait for the coordinator to appear, seconds
+    #[arg(long, env = "LOCKSTEP_CONNECT_TIMEOUT_S", value_name = "SECONDS", default_value_t = 60.0)]
+    pub connect_timeout_s: f64,
+}
+
+/// `eval`
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A folder `checkpoints/step-N` of a run
+    pub checkpoint: PathBuf,
+    /// Recipe of the model [default: recipe.toml of the checkpoint's run]
+    #[arg(long, env = "LOCKSTEP_RECIPE", value_name = "RECIPE")]
+    pub recipe: Option<String>,
+    /// Where the data lies, if not where the recipe says
+    #[arg(long, env = "LOCKSTEP_DATA", value_name = "PATH")]
+    pub data: Option<String>,
+    /// Compute threads [default: cores]
+    #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print one JSON object
+    #[arg(long, env = "LOCKSTEP_JSON")]
+    pub json: bool,
+}
+
+/// `export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A folder `checkpoints/step-N` of a run
+    pub checkpoint: PathBuf,
+    /// File to write
+    #[arg(long, env = "LOCKSTEP_OUT", value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// `bench`
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Images a second of one replica, data and optimizer included
+    Step(BenchStepArgs),
+    /// Seconds of an all-reduce between processes on this machine, by size
+    Allreduce(BenchAllreduceArgs),
+}
+
+/// `bench step`
+#[derive(Debug, Args)]
+pub struct BenchStepArgs {
+    /// A recipe file or the name of a built-in one
+    pub recipe: String,
+    /// Change a key of the recipe: `--set train.chunk=32`
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Global batch
+    #[arg(long, env = "LOCKSTEP_BATCH", value_name = "N")]
+    pub batch: Option<u64>,
+    /// Arithmetic
+    #[arg(long, env = "LOCKSTEP_PRECISION", value_name = "NAME")]
+    pub precision: Option<BenchPrecision>,
+    /// Measured steps, after a few unmeasured ones
+    #[arg(long, env = "LOCKSTEP_STEPS", value_name = "N", default_value_t = 30)]
+    pub steps: u64,
+    /// Unmeasured steps before
+    #[arg(long, env = "LOCKSTEP_WARM_UP", value_name = "N", default_value_t = 5)]
+    pub warm_up: u64,
+    /// Compute threads [default: cores]
+    #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `--precision`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchPrecision {
+    /// 32-bit floats
+    Fp32,
+    /// bfloat16 compute
+    Bf16,
+    /// 64-bit floats
+    Fp64,
+}
+
+impl From<BenchPrecision> for Precision {
+    fn from(precision: BenchPrecision) -> Self {
+        match precision {
+            BenchPrecision::Fp32 => Self::Fp32,
+            BenchPrecision::Bf16 => Self::Bf16,
+            BenchPrecision::Fp64 => Self::Fp64,
+        }
+    }
+}
+
+/// `bench allreduce`
+#[derive(Debug, Args)]
+pub struct BenchAllreduceArgs {
+    /// Processes
+    #[arg(long, env = "LOCKSTEP_RANKS", value_name = "N", default_value_t = 2)]
+    pub ranks: u32,
+    /// Sizes, in 32-bit floats
+    #[arg(long, env = "LOCKSTEP_SIZES", value_delimiter = ',', value_name = "LIST",
+          default_values_t = [1usize, 1024, 270_410, 25_557_032])]
+    pub sizes: Vec<usize>,
+    /// Be one of the processes: address on stdout, everyone's addresses from stdin
+    #[arg(long, hide = true, value_name = "RANK")]
+    pub rank: Option<u32>,
+}
+
+impl WorkerArgs {
+    /// Checks everything that can be checked before a connection.
+    ///
+    /// # Errors
+    /// Wrong usage (64), or a device that this build cannot use (78).
+    pub fn validate(&self) -> Result<Config, Exit> {
+        let usage = |reason: String| Exit::new(ExitCode::Usage, reason);
+        let devices = devices(&self.devices)?;
+        if self.threads == Some(0) {
+            return Err(usage("--threads 0: a replica needs a thread".into()));
+        }
+        if !(self.connect_timeout_s >= 0.0 && self.connect_timeout_s <= 1e9) {
+            return Err(usage(format!("--connect-timeout-s {}: expected seconds", self.connect_timeout_s)));
+        }
+        let coordinator = Coordinator::new(&self.coordinator, self.token.as_deref())?;
+        let id = self.id.clone().filter(|id| !id.is_empty()).unwrap_or_else(default_id);
+        let advertise = match self.advertise.clone().filter(|host| !host.is_empty()) {
+            Some(host) => host,
+            None => own_address(coordinator.authority()),
+        };
+        Ok(Config {
+            coordinator,
+            worker: WorkerId(id),
+            devices,
+            advertise,
+            isa: isa::best()?.to_owned(),
+            patience: Duration::from_secs_f64(self.connect_timeout_s),
+            fault_canary: std::env::var_os("LOCKSTEP_FAULT_CANARY").is_some_and(|value| !value.is_empty()),
+        })
+    }
+
+    /// Compute threads of each replica.
+    pub fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| (cores() / self.devices.len().max(1)).max(1))
+    }
+}
+
+/// Cores that this process may use: affinity and control groups are respected.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The replicas' devices, checked.
+fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
+    let mut devices = Vec::new();
+    for name in names.iter().map(|name| name.trim()) {
+        if name == "cpu" {
+            devices.push(name.to_owned());
+        } else if name == "all" || name == "cuda" || name.starts_with("cuda:") {
+            let reason = format!("--devices {name}: this build has no CUDA support yet; use --devices cpu");
+            return Err(Exit::new(ExitCode::Config, reason));
+        } else {
+            let reason = format!("--devices: {name:?} is no device; expected cpu, or a list such as cpu,cpu");
+            return Err(Exit::new(ExitCode::Usage, reason));
+        }
+    }
+    Ok(devices)
+}
+
+fn default_id() -> String {
+    let host = gethostname::gethostname().to_string_lossy().into_owned();
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    format!("{host}-{}-{}", std::process::id(), &random[..6])
+}
+
+/// The address of this machine on the way to `host`: no packet is sent. Loopback when there is no way.
+fn own_address((host, port): (&str, u16)) -> String {
+    let any = if host.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+    std::net::UdpSocket::bind(any)
+        .and_then(|socket| {
+            socket.connect((host, port))?;
+            socket.local_addr()
+        })
+        .map_or_else(|_| "127.0.0.1".to_owned(), |address| address.ip().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn worker(flags: &[&str]) -> WorkerArgs {
+        let all = ["lockstep-worker", "worker", "--coordinator", "127.0.0.1:1"].iter().chain(flags);
+        match Arguments::try_parse_from(all).unwrap().command {
+            Command::Worker(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_is_an_environment_variable_too() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments().filter(|argument| !argument.is_positional() && !argument.is_hide_set()) {
+                let id = argument.get_id().as_str();
+                if ["help", "version", "set"].contains(&id) {
+                    continue; // `set` would need a syntax of its own
+                }
+                let variable = argument.get_env().map(|name| name.to_string_lossy().into_owned());
+                assert_eq!(variable, Some(format!("LOCKSTEP_{}", id.to_uppercase())), "{}", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
+
+    #[test]
+    fn two_replicas_share_the_cores() {
+        let args = worker(&["--devices", "cpu,cpu"]);
+        let config = args.validate().unwrap();
+        assert_eq!(config.devices, ["cpu", "cpu"]);
+        assert_eq!(config.advertise, "127.0.0.1");
+        assert_eq!(args.threads(), (cores() / 2).max(1));
+        assert_eq!(worker(&["--threads", "3"]).threads(), 3);
+    }
+
+    #[test]
+    fn a_gpu_is_refused_with_78_and_a_remedy() {
+        for name in ["cuda:0", "all", "cuda"] {
+            let exit = worker(&["--devices", name]).validate().unwrap_err();
+            assert_eq!(exit.code, ExitCode::Config);
+            assert_eq!(exit.reason, format!("--devices {name}: this build has no CUDA support yet; use --devices cpu"));
+        }
+        assert_eq!(worker(&["--devices", "tpu"]).validate().unwrap_err().code, ExitCode::Usage);
+        assert_eq!(worker(&["--threads", "0"]).validate().unwrap_err().code, ExitCode::Usage);
+    }
+
+    #[test]
+    fn names_of_processes_differ() {
+        assert_ne!(worker(&[]).validate().unwrap().worker, worker(&[]).validate().unwrap().worker);
+        assert_eq!(worker(&["--id", "me"]).validate().unwrap().worker.0, "me");
+    }
+}

@@ -1,0 +1,91 @@
+//! `bench step RECIPE`: images a second of one replica, everything included that a step of a run includes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use lockstep_collective::Solo;
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::{Generation, Lineage, StateId, Step};
+use lockstep_proto::message::StepPlan;
+use lockstep_proto::plan::Course;
+use lockstep_proto::recipe::{Recipe, Reduction};
+use lockstep_proto::split::num_chunks;
+use serde_json::json;
+
+use super::median;
+use crate::args::{BenchStepArgs, cores};
+use crate::evaluate_cmd::plain;
+use crate::exit::Exit;
+use crate::isa;
+use crate::trainer;
+use crate::workshop::open_data;
+
+/// Measures and prints one JSON line.
+///
+/// # Errors
+/// A recipe that makes no sense, missing data.
+pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
+    let wrong = |error: lockstep_proto::recipe::RecipeError| Exit::new(error.exit_code(), error.to_string());
+    let mut recipe = Recipe::load(&args.recipe, &args.set).map_err(wrong)?;
+    recipe.train.batch = args.batch.unwrap_or(recipe.train.batch);
+    if let Some(precision) = args.precision {
+        recipe.train.precision = precision.into();
+    }
+    // Long enough for the measurement, whatever the recipe says.
+    recipe.train.epochs = u64::MAX;
+    recipe.train.max_steps = 0;
+    if args.steps == 0 {
+        return Err(Exit::new(ExitCode::Usage, "--steps 0: nothing to measure"));
+    }
+    recipe.check().map_err(wrong)?;
+    let isa = isa::best()?;
+    lockstep_torch::limit_isa(isa).map_err(|error| Exit::new(ExitCode::Config, error.to_string()))?;
+
+    let threads = args.threads.unwrap_or_else(cores).max(1);
+    let data = open_data(&recipe)?;
+    let course = Course::new(&recipe, data.identity().num_train);
+    let mut replica = trainer::cpu(&recipe, data, threads).map_err(plain)?;
+    replica.initialise();
+    replica.set_id(Some(StateId { lineage: Lineage(1), generation: Generation(1), step: Step(0) }));
+    replica.join(Arc::new(Solo::new()));
+
+    let (mut seconds, mut rates, mut times) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
+    for step in (1..=args.warm_up + args.steps).map(Step) {
+        let at = course.at(step);
+        let shard = match recipe.train.reduction {
+            Reduction::Canonical => num_chunks(at.batch.len, recipe.train.chunk),
+            Reduction::Fast => at.batch.len as u32,
+        };
+        let plan = StepPlan { step, epoch: at.epoch, lr: at.lr, batch: at.batch, shards: vec![shard] };
+        let start = Instant::now();
+        let outcome = replica.step(Generation(1), &plan).map_err(plain)?;
+        let elapsed = start.elapsed().as_secs_f64();
+        if step.0 > args.warm_up {
+            seconds.push(elapsed);
+            rates.push(outcome.samples as f64 / elapsed);
+            for (all, one) in times.iter_mut().zip([outcome.times.data, outcome.times.compute, outcome.times.comm]) {
+                all.push(one);
+            }
+        }
+    }
+    let [data_s, compute_s, comm_s] = times.map(median);
+    let line = json!({
+        "bench": "step",
+        "recipe": recipe.name,
+        "batch": recipe.train.batch,
+        "precision": recipe.train.precision,
+        "batch_norm": recipe.train.batch_norm,
+        "reduction": recipe.train.reduction,
+        "chunk": recipe.train.chunk,
+        "threads": threads,
+        "isa": isa,
+        "steps": args.steps,
+        "seconds": median(seconds),
+        "images_per_s": median(rates),
+        "data_s": data_s,
+        "compute_s": compute_s,
+        "comm_s": comm_s,
+    });
+    println!("{line}");
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! `export CHECKPOINT --out FILE`: the model alone, for other programs.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::args::ExportArgs;
+use crate::checkpoint::{self, CheckpointError};
+use crate::exit::Exit;
+
+/// Verifies the checkpoint and writes its model.
+///
+/// # Errors
+/// A checkpoint that does not load; a file that cannot be written.
+pub fn run(args: &ExportArgs) -> Result<(), Exit> {
+    let bytes = export(&args.checkpoint, &args.out)?;
+    eprintln!("{}: {bytes} bytes", args.out.display());
+    Ok(())
+}
+
+/// Gives the bytes written. The header's metadata has one key, `lockstep`, with the checkpoint's identity as JSON.
+fn export(checkpoint: &Path, out: &Path) -> Result<usize, CheckpointError> {
+    let loaded = checkpoint::read(checkpoint)?;
+    let manifest = &loaded.manifest;
+    let identity = json!({
+        "step": manifest.step,
+        "epoch": manifest.epoch,
+        "recipe_sha256": manifest.recipe_sha256,
+        "state_sha256": manifest.state_sha256,
+        "recipe": checkpoint::recipe_of(checkpoint),
+    });
+    let metadata = HashMap::from([("lockstep".to_owned(), identity.to_string())]);
+    let bytes = checkpoint::serialize(out, &loaded.model, Some(metadata))?;
+    checkpoint::replace(out, &bytes)?;
+    Ok(bytes.len())
+}

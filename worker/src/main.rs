@@ -1,0 +1,72 @@
+//! `lockstep-worker`: parse, trace, run, exit code.
+#![forbid(unsafe_code)]
+
+use std::io::IsTerminal as _;
+
+use clap::Parser as _;
+use lockstep_proto::exit::ExitCode;
+use lockstep_worker::args::{Arguments, BenchCommand, Command, WorkerArgs};
+use lockstep_worker::exit::Exit;
+use lockstep_worker::session::{self, Session};
+use lockstep_worker::workshop::CpuWorkshop;
+use lockstep_worker::{bench, evaluate_cmd, export, panic};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> std::process::ExitCode {
+    panic::install();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done }.into();
+        }
+    };
+    let result = trace(&arguments.log).and_then(|()| match &arguments.command {
+        Command::Worker(args) => work(args),
+        Command::Eval(args) => evaluate_cmd::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Bench(BenchCommand::Step(args)) => bench::step::run(args),
+        Command::Bench(BenchCommand::Allreduce(args)) => bench::allreduce::run(args),
+    });
+    match result {
+        Ok(()) => ExitCode::Done.into(),
+        Err(exit) => {
+            eprintln!("error: {exit}");
+            exit.code.into()
+        }
+    }
+}
+
+/// Log lines go to stderr; stdout is for results.
+fn trace(filter: &str) -> Result<(), Exit> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| Exit::new(ExitCode::Usage, format!("--log {filter}: {error}; try info or debug")))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+/// Joins a run; lives until it is over.
+fn work(args: &WorkerArgs) -> Result<(), Exit> {
+    let config = args.validate()?;
+    let workshop = CpuWorkshop { threads: args.threads() };
+    let internal = |error: std::io::Error| Exit::new(ExitCode::Software, format!("cannot start: {error}"));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(internal)?;
+    let exit = runtime.block_on(async {
+        let signals = session::listen().map_err(internal)?;
+        Ok::<_, Exit>(Session::live(config, workshop, signals).await)
+    })?;
+    // A thread that is still busy ends with the process.
+    runtime.shutdown_background();
+    if exit.code == ExitCode::Done {
+        tracing::info!("{exit}");
+        return Ok(());
+    }
+    Err(exit)
+}

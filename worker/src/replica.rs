@@ -1,0 +1,365 @@
+//! A replica: one OS thread that owns one state, one rank of each generation, and its end of the collective.
+//!
+//! ```text
+//! session ── Open, Item…, Halt ──►  replica thread  ── Synced, reports, Complained, Halted ──► session
+//!    └────── AbortSlot::close ────► the collective that the thread may be blocked in
+//! ```
+//! After a failed collective the replica drops its end at once, so that its peers notice, complains, and ignores the
+//! rest of the plan until it is told to halt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use lockstep_collective::{Collective, Listener, Solo, TcpMesh};
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::{Epoch, Generation, Rank, StateId, Step, WorkerId};
+use lockstep_proto::message::{Complaint, EvalReport, FromWorker, Open, PlanItem, Sha256, StepPlan, StepReport};
+use lockstep_proto::plan::Course;
+use lockstep_proto::recipe::{Recipe, Reduction};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::abort::AbortSlot;
+use crate::checkpoint::{Place, Snapshot, Writer};
+use crate::compute::{Compute, ComputeError};
+use crate::exit::Exit;
+use crate::gate::Gate;
+use crate::sync::{rank_of, sync};
+
+/// A generation, as all replicas of a process see it.
+#[derive(Debug)]
+pub struct Opening {
+    /// Its members, base and leader.
+    pub open: Open,
+    /// Where replicas of this process stop together.
+    pub gate: Gate,
+}
+
+/// What a replica is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Connect, synchronise.
+    Open(Arc<Opening>),
+    /// The next of the plan.
+    Item {
+        /// Counts the items of a generation, from 1.
+        number: u64,
+        /// What to do.
+        item: PlanItem,
+    },
+    /// Drop the collective and say what is held.
+    Halt {
+        /// Comes back in [`Event::Halted`].
+        ticket: u64,
+    },
+}
+
+/// What a replica, or the checkpoint writer, says.
+#[derive(Debug)]
+pub enum Event {
+    /// Model built, canary computed.
+    Built {
+        /// Index within the process.
+        replica: u32,
+        /// With the canonical order, and from replica 0.
+        canary: Option<Sha256>,
+    },
+    /// Holds the base.
+    Synced {
+        /// Index within the process.
+        replica: u32,
+        /// Of which generation.
+        generation: Generation,
+        /// Hash of the base.
+        state_sha256: Sha256,
+    },
+    /// For the coordinator as it is.
+    Message(FromWorker),
+    /// Halted, as told.
+    Halted {
+        /// Index within the process.
+        replica: u32,
+        /// Of the command.
+        ticket: u64,
+        /// What it holds.
+        state: Option<StateId>,
+    },
+    /// The process cannot go on.
+    Failed(Exit),
+}
+
+/// What all replicas of a process share.
+pub struct Shared {
+    /// Name of the process.
+    pub worker: WorkerId,
+    /// The run's.
+    pub recipe: Recipe,
+    /// Its steps.
+    pub course: Course,
+    /// Where checkpoints come from.
+    pub place: Place,
+    /// Saves them.
+    pub writer: Writer,
+    /// See [`Config`](crate::session::Config).
+    pub fault_canary: bool,
+    /// To the session.
+    pub events: UnboundedSender<Event>,
+}
+
+/// The session's end of a replica.
+pub struct Handle {
+    /// In order.
+    commands: Sender<Command>,
+    abort: Arc<AbortSlot>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Handle {
+    /// Starts the thread; `build` makes the state in it.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn spawn(
+        index: u32,
+        listener: Listener,
+        shared: Arc<Shared>,
+        build: impl FnOnce() -> Result<Box<dyn Compute>, ComputeError> + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (commands, queue) = unbounded(); // bounded in fact by the plan window
+        let listener = Arc::new(listener);
+        let abort = Arc::new(AbortSlot::new(Arc::clone(&listener)));
+        let slot = Arc::clone(&abort);
+        let thread = std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || {
+            let events = shared.events.clone();
+            let result = build().and_then(|compute| {
+                Replica { index, listener, shared, abort: slot, compute, world: None }.run(&queue)
+            });
+            if let Err(error) = result {
+                let exit = match error {
+                    ComputeError::Fatal(exit) => exit,
+                    ComputeError::Collective(error) => Exit::new(ExitCode::Software, error.to_string()),
+                };
+                let _ = events.send(Event::Failed(exit));
+            }
+        })?;
+        Ok(Self { commands, abort, thread })
+    }
+
+    /// Queues a command. A replica that has failed takes none; its failure is on its way as an event.
+    pub fn tell(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    /// Aborts what the replica is blocked in, if it belongs to `generation` or one before.
+    pub fn abort(&self, generation: Generation) {
+        self.abort.close(generation);
+    }
+
+    /// Ends the thread after what it has in hand, and waits for it.
+    pub fn join(self) {
+        drop(self.commands);
+        let _ = self.thread.join();
+    }
+}
+
+/// The thread's own data.
+struct Replica {
+    index: u32,
+    listener: Arc<Listener>,
+    shared: Arc<Shared>,
+    abort: Arc<AbortSlot>,
+    compute: Box<dyn Compute>,
+    /// `None` between generations, and after a failure within one.
+    world: Option<World>,
+}
+
+/// Its place in the open generation.
+struct World {
+    opening: Arc<Opening>,
+    rank: Rank,
+}
+
+impl Replica {
+    fn run(mut self, commands: &Receiver<Command>) -> Result<(), ComputeError> {
+        let wants_canary = self.index == 0 && self.shared.recipe.train.reduction == Reduction::Canonical;
+        let canary = if wants_canary { Some(self.canary()?) } else { None };
+        self.say(Event::Built { replica: self.index, canary });
+        for command in commands {
+            match command {
+                Command::Open(opening) => self.open(opening)?,
+                Command::Item { number, item } => self.item(number, item)?,
+                Command::Halt { ticket } => {
+                    self.leave();
+                    self.say(Event::Halted { replica: self.index, ticket, state: self.compute.id() });
+                }
+            }
+        }
+        self.leave();
+        Ok(())
+    }
+
+    /// The canary, or another one where a test asks for a worker that cannot keep the bits.
+    fn canary(&mut self) -> Result<Sha256, ComputeError> {
+        let canary = self.compute.canary()?;
+        if !self.shared.fault_canary {
+            return Ok(canary);
+        }
+        tracing::warn!("LOCKSTEP_FAULT_CANARY is set: sending a wrong canary");
+        let flipped = if canary.starts_with('0') { "1" } else { "0" };
+        Ok(format!("{flipped}{}", canary.get(1..).unwrap_or_default()))
+    }
+
+    /// Connects to the other ranks and comes to hold the base.
+    fn open(&mut self, opening: Arc<Opening>) -> Result<(), ComputeError> {
+        self.leave();
+        let open = &opening.open;
+        let Some(rank) = rank_of(open, &self.shared.worker, self.index) else {
+            let reason = format!("generation {} has no rank for replica {} of {}", open.generation, self.index, self.shared.worker);
+            return Err(ComputeError::fatal(ExitCode::Software, reason));
+        };
+        let result = self.connect(open, rank).and_then(|collective| {
+            self.abort.install(open.generation, Arc::clone(&collective));
+            let hash = sync(&mut *self.compute, &*collective, open, &self.shared.place)?;
+            self.compute.join(collective);
+            Ok(hash)
+        });
+        let (generation, base) = (open.generation, open.base.step);
+        self.world = Some(World { opening, rank });
+        if let Some(state_sha256) = self.settle(result, base)? {
+            self.say(Event::Synced { replica: self.index, generation, state_sha256 });
+        }
+        Ok(())
+    }
+
+    fn connect(&self, open: &Open, rank: Rank) -> Result<Arc<dyn Collective>, ComputeError> {
+        if open.members.len() == 1 {
+            return Ok(Arc::new(Solo::new()));
+        }
+        let addresses: Vec<String> = open.members.iter().map(|member| member.address.clone()).collect();
+        let deadline = Duration::from_secs_f64(self.shared.recipe.elastic.collective_timeout_s);
+        let mesh = TcpMesh::connect(&self.listener, open.generation, &open.rendezvous, rank, &addresses, deadline)?;
+        Ok(Arc::new(mesh))
+    }
+
+    /// Does one thing of the plan, unless the replica stands still.
+    fn item(&mut self, number: u64, item: PlanItem) -> Result<(), ComputeError> {
+        let Some(world) = &self.world else { return Ok(()) };
+        let opening = Arc::clone(&world.opening);
+        let rank = world.rank;
+        if self.abort.is_closed(opening.open.generation) || !opening.gate.enter(number) {
+            self.leave();
+            return Ok(());
+        }
+        match item {
+            PlanItem::Step(plan) => self.step(&opening.open, rank, &plan),
+            PlanItem::Evaluate { epoch, step } => self.evaluate(&opening.open, rank, epoch, step),
+            PlanItem::Checkpoint { step, epoch } if rank == Rank(0) => self.save(&opening.open, epoch, step),
+            PlanItem::Checkpoint { .. } => Ok(()),
+        }
+    }
+
+    fn step(&mut self, open: &Open, rank: Rank, plan: &StepPlan) -> Result<(), ComputeError> {
+        self.expect(Step(plan.step.0.saturating_sub(1)), "a step after")?;
+        let result = self.compute.step(open.generation, plan);
+        let Some(outcome) = self.settle(result, plan.step)? else { return Ok(()) };
+        // After a rollback the base is of an older history; what is computed from it belongs to this one.
+        self.compute.set_id(Some(StateId { lineage: open.lineage, generation: open.generation, step: plan.step }));
+        self.say(Event::Message(FromWorker::Reported(StepReport {
+            generation: open.generation,
+            rank,
+            step: plan.step,
+            loss: outcome.loss,
+            wrong: outcome.wrong,
+            samples: outcome.samples,
+            digest: outcome.digest,
+            times: outcome.times,
+        })));
+        Ok(())
+    }
+
+    fn evaluate(&mut self, open: &Open, rank: Rank, epoch: Epoch, step: Step) -> Result<(), ComputeError> {
+        self.expect(step, "an evaluation of")?;
+        let result = self.compute.evaluate(step);
+        let Some(outcome) = self.settle(result, step)? else { return Ok(()) };
+        self.say(Event::Message(FromWorker::Evaluated(EvalReport {
+            generation: open.generation,
+            rank,
+            epoch,
+            step,
+            loss: outcome.loss,
+            error: outcome.error,
+            error_top5: outcome.error_top5,
+            samples: outcome.samples,
+            seconds: outcome.seconds,
+        })));
+        Ok(())
+    }
+
+    /// Hands a copy of the state to the writer; waits for the checkpoint before, if that is still being written.
+    fn save(&mut self, open: &Open, epoch: Epoch, step: Step) -> Result<(), ComputeError> {
+        let id = self.expect(step, "a checkpoint of")?;
+        let (model, optimizer) = self.compute.tensors();
+        let course = &self.shared.course;
+        let next_position = if step.0 < course.total_steps() { course.at(step.next()).batch.start } else { 0 };
+        let lr = (step > Step(0)).then(|| ("lr".to_owned(), course.at(step).lr));
+        self.shared.writer.save(Snapshot {
+            id,
+            generation: open.generation,
+            epoch,
+            next_position,
+            scheduled: lr.into_iter().collect(),
+            world_size: open.members.len() as u32,
+            recipe_sha256: self.shared.recipe.sha256(),
+            state_sha256: self.compute.sha256(),
+            model,
+            optimizer,
+        });
+        Ok(())
+    }
+
+    /// Sorts a result: `None` after a failed collective, which has been complained about.
+    fn settle<T>(&mut self, result: Result<T, ComputeError>, step: Step) -> Result<Option<T>, ComputeError> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(ComputeError::Fatal(exit)) => Err(exit.into()),
+            Err(ComputeError::Collective(error)) => {
+                let world = self.world.take();
+                self.leave();
+                let Some(World { opening, rank }) = world else { return Ok(None) };
+                let generation = opening.open.generation;
+                // What was aborted from here failed because of that, and is nobody's fault.
+                if !self.abort.is_closed(generation) {
+                    let (culprit, what) = (error.culprit(), error.to_string());
+                    tracing::warn!(%generation, %rank, %step, "collective failed: {what}");
+                    let complaint = Complaint { generation, rank, step, culprit, what };
+                    self.say(Event::Message(FromWorker::Complained(complaint)));
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// The state in hand, if it is that after `step`.
+    fn expect(&self, step: Step, what: &str) -> Result<StateId, ComputeError> {
+        match self.compute.id() {
+            Some(id) if id.step == step => Ok(id),
+            id => {
+                let holds = id.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
+                let reason = format!("the plan asks for {what} step {step}, but this replica holds {holds}");
+                Err(ComputeError::fatal(ExitCode::Software, reason))
+            }
+        }
+    }
+
+    /// Drops the collective: peers that wait for this rank notice at once.
+    fn leave(&mut self) {
+        self.abort.clear();
+        self.compute.leave();
+        self.world = None;
+    }
+
+    fn say(&self, event: Event) {
+        // The session is gone only when the process is about to be.
+        let _ = self.shared.events.send(event);
+    }
+}

@@ -1,0 +1,183 @@
+//! From `Welcome` to `Ready`: everything that a worker loads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_collective::Listener;
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::StateId;
+use lockstep_proto::message::{CheckpointSaved, DataIdentity, FromWorker, Sha256, Welcome};
+use lockstep_proto::plan::Course;
+use lockstep_proto::recipe::Recipe;
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::Config;
+use crate::checkpoint::{CheckpointError, Place, RemoteDepot, Saved, Snapshot, Writer};
+use crate::compute::{Compute, ComputeError};
+use crate::exit::Exit;
+use crate::replica::{Event, Handle, Shared};
+
+/// Makes what computes. The product has one; tests have one of integers.
+pub trait Workshop: Send + Sync + 'static {
+    /// What replicas load from.
+    type Data: Clone + Send + 'static;
+
+    /// Prepares the process for an instruction set, before anything is computed. Called once.
+    ///
+    /// # Errors
+    /// The library knows no such set.
+    fn limit_isa(&self, isa: &str) -> Result<(), Exit>;
+
+    /// Opens the recipe's data. Slow: called in a thread of its own.
+    ///
+    /// # Errors
+    /// Missing or wrong data.
+    fn load(&self, recipe: &Recipe) -> Result<(Self::Data, DataIdentity), Exit>;
+
+    /// Builds a replica, in its thread.
+    ///
+    /// # Errors
+    /// The device or the library refuses.
+    fn build(&self, recipe: &Recipe, data: Self::Data) -> Result<Box<dyn Compute>, ComputeError>;
+}
+
+/// The run that this worker has joined.
+pub struct Run {
+    /// What the coordinator said of it.
+    pub welcome: Welcome,
+    /// Its recipe.
+    pub recipe: Recipe,
+    /// Where its checkpoints are.
+    pub place: Place,
+    /// Once loaded.
+    pub data: Option<DataIdentity>,
+    /// Once data is loaded.
+    pub replicas: Vec<Replica>,
+    /// Once data is loaded.
+    pub shared: Option<Arc<Shared>>,
+    /// From replica 0, once built.
+    pub canary: Option<Sha256>,
+}
+
+/// What the session knows of a replica.
+pub struct Replica {
+    /// Its thread.
+    pub handle: Handle,
+    /// Where its collectives listen.
+    pub address: String,
+    /// Whether its model is built.
+    pub is_built: bool,
+    /// What it held when it last halted.
+    pub state: Option<StateId>,
+}
+
+impl Run {
+    /// Reads the welcome.
+    ///
+    /// # Errors
+    /// The recipe makes no sense to this version.
+    pub fn new(config: &Config, welcome: Welcome) -> Result<Self, Exit> {
+        let recipe = Recipe::from_toml(&welcome.recipe_toml, "the coordinator's recipe")
+            .map_err(|error| Exit::new(error.exit_code(), error.to_string()))?;
+        let place = match seen(&welcome) {
+            Some(run_dir) => Place::Folder(run_dir.join("checkpoints")),
+            None => Place::Remote(Arc::new(RemoteDepot {
+                coordinator: config.coordinator.clone(),
+                runtime: Runtime::current(),
+                run_id: welcome.run_id.clone(),
+                worker: config.worker.clone(),
+                patience: Duration::from_secs_f64(recipe.elastic.reconnect_timeout_s),
+            })),
+        };
+        Ok(Self { welcome, recipe, place, data: None, replicas: Vec::new(), shared: None, canary: None })
+    }
+
+    /// Starts a thread a replica.
+    ///
+    /// # Errors
+    /// No thread, no socket.
+    pub fn start<W: Workshop>(
+        &mut self,
+        config: &Config,
+        workshop: &Arc<W>,
+        (data, identity): (W::Data, DataIdentity),
+        events: &UnboundedSender<Event>,
+    ) -> Result<(), Exit> {
+        let no_thread = |error: std::io::Error| Exit::new(ExitCode::Software, format!("cannot start a thread: {error}"));
+        let writer = {
+            let events = events.clone();
+            Writer::spawn(self.place.clone(), move |snapshot, result| {
+                if let Some(event) = saved(snapshot, result) {
+                    let _ = events.send(event);
+                }
+            })
+            .map_err(no_thread)?
+        };
+        let shared = Arc::new(Shared {
+            worker: config.worker.clone(),
+            recipe: self.recipe.clone(),
+            course: Course::new(&self.recipe, identity.num_train),
+            place: self.place.clone(),
+            writer,
+            fault_canary: config.fault_canary,
+            events: events.clone(),
+        });
+        for index in 0..config.devices.len() as u32 {
+            let listener = Listener::bind(&config.advertise).map_err(|error| {
+                Exit::new(ExitCode::CantCreate, format!("{error}; is --advertise {} an address of this machine?", config.advertise))
+            })?;
+            let address = listener.address();
+            let (workshop, recipe, data) = (Arc::clone(workshop), self.recipe.clone(), data.clone());
+            let build = move || workshop.build(&recipe, data);
+            let handle = Handle::spawn(index, listener, Arc::clone(&shared), build).map_err(no_thread)?;
+            self.replicas.push(Replica { handle, address, is_built: false, state: None });
+        }
+        self.shared = Some(shared);
+        self.data = Some(identity);
+        Ok(())
+    }
+
+    /// Whether this machine sees the run directory.
+    pub fn sees_run_dir(&self) -> bool {
+        matches!(self.place, Place::Folder(_))
+    }
+
+    /// Whether every replica could compute.
+    pub fn is_built(&self) -> bool {
+        self.data.is_some() && self.replicas.iter().all(|replica| replica.is_built)
+    }
+
+    /// The least of what the replicas hold; `None` if one holds nothing.
+    pub fn state(&self) -> Option<StateId> {
+        self.replicas.iter().map(|replica| replica.state).min().flatten()
+    }
+}
+
+/// The run directory, if the nonce of this very run is in it.
+fn seen(welcome: &Welcome) -> Option<PathBuf> {
+    let run_dir = Path::new(&welcome.run_dir);
+    let nonce = std::fs::read_to_string(run_dir.join(".nonce")).ok()?;
+    (!nonce.trim().is_empty() && nonce.trim() == welcome.run_nonce.trim())
+        .then(|| run_dir.to_owned())
+}
+
+fn saved(snapshot: &Snapshot, result: Result<Saved, CheckpointError>) -> Option<Event> {
+    match result {
+        Ok(Saved { dir, bytes }) => Some(Event::Message(FromWorker::CheckpointSaved(CheckpointSaved {
+            generation: snapshot.generation,
+            state: snapshot.id,
+            epoch: snapshot.epoch,
+            dir,
+            bytes,
+            state_sha256: snapshot.state_sha256.clone(),
+        }))),
+        // Its generation is over: nobody waits for it any more.
+        Err(error @ CheckpointError::Transfer { code: ExitCode::TempFail, .. }) => {
+            tracing::warn!("{error}");
+            None
+        }
+        Err(error) => Some(Event::Failed(error.into())),
+    }
+}

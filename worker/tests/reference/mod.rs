@@ -1,0 +1,123 @@
+//! The same mathematics written independently: a CIFAR ResNet in plain tch autograd, BatchNorm over the whole batch.
+
+use std::collections::BTreeMap;
+
+use lockstep_worker::compute::{Dtype, Named};
+use tch::{Kind, Tensor};
+
+/// Weights, momentum and running statistics by name.
+pub struct Reference {
+    pub params: BTreeMap<String, Tensor>,
+    pub momentum: BTreeMap<String, Tensor>,
+    pub running: BTreeMap<String, Tensor>,
+    blocks: u32,
+    after_add: bool,
+    final_relu: bool,
+}
+
+pub fn tensor(named: &Named) -> Tensor {
+    let shape: Vec<i64> = named.shape.iter().map(|s| *s as i64).collect();
+    let values: Vec<f64> = match named.dtype {
+        Dtype::F64 => named.bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+        Dtype::F32 => {
+            named.bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
+        }
+    };
+    let kind = if named.dtype == Dtype::F64 { Kind::Double } else { Kind::Float };
+    Tensor::from_slice(&values).view(shape.as_slice()).to_kind(kind)
+}
+
+impl Reference {
+    pub fn new(model: &[Named], recipe: &lockstep_proto::recipe::Model) -> Self {
+        let (mut params, mut running, mut momentum) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for named in model {
+            if named.name.contains("running") {
+                running.insert(named.name.clone(), tensor(named));
+            } else {
+                let value = tensor(named);
+                momentum.insert(named.name.clone(), value.zeros_like());
+                params.insert(named.name.clone(), value.set_requires_grad(true));
+            }
+        }
+        let after_add = recipe.bn_position == lockstep_proto::recipe::BnPosition::AfterAdd;
+        Self { params, momentum, running, blocks: recipe.n, after_add, final_relu: recipe.final_relu }
+    }
+
+    fn norm(&mut self, name: &str, x: &Tensor) -> Tensor {
+        let mean = self.running.get(&format!("{name}.running_mean")).unwrap();
+        let var = self.running.get(&format!("{name}.running_var")).unwrap();
+        let (gamma, beta) = (&self.params[&format!("{name}.weight")], &self.params[&format!("{name}.bias")]);
+        x.batch_norm(Some(gamma), Some(beta), Some(mean), Some(var), true, 0.1, 1e-5, false)
+    }
+
+    fn conv(&self, name: &str, x: &Tensor, stride: i64) -> Tensor {
+        x.conv2d(&self.params[&format!("{name}.weight")], None::<Tensor>, [stride, stride], [1, 1], [1, 1], 1)
+    }
+
+    fn forward(&mut self, x: &Tensor) -> Tensor {
+        let y = self.conv("conv1", x, 1);
+        let mut x = self.norm("bn1", &y).relu();
+        for stage in 1..=3 {
+            for block in 0..self.blocks {
+                let name = format!("layer{stage}.{block}");
+                let stride = if stage > 1 && block == 0 { 2 } else { 1 };
+                let y = self.conv(&format!("{name}.conv1"), &x, stride);
+                let y = self.norm(&format!("{name}.bn1"), &y).relu();
+                let y = self.conv(&format!("{name}.conv2"), &y, 1);
+                let mut shortcut = x.shallow_clone();
+                if stride == 2 {
+                    shortcut = shortcut.slice(2, None, None, 2).slice(3, None, None, 2);
+                    let more = y.size()[1] - shortcut.size()[1];
+                    shortcut = shortcut.constant_pad_nd([0, 0, 0, 0, 0, more]);
+                }
+                let y = if self.after_add {
+                    self.norm(&format!("{name}.bn2"), &(y + shortcut))
+                } else {
+                    self.norm(&format!("{name}.bn2"), &y) + shortcut
+                };
+                x = if self.final_relu { y.relu() } else { y };
+            }
+        }
+        let pooled = x.mean_dim([2i64, 3].as_slice(), false, None::<Kind>);
+        pooled.matmul(&self.params["fc.weight"].tr()) + &self.params["fc.bias"]
+    }
+
+    /// Gradients by name and the mean loss; running statistics move.
+    pub fn gradient(&mut self, x_nchw: &Tensor, labels: &Tensor) -> (f64, BTreeMap<String, Tensor>) {
+        let loss = self.forward(x_nchw).cross_entropy_for_logits(labels);
+        let names: Vec<&String> = self.params.keys().collect();
+        let params: Vec<&Tensor> = self.params.values().collect();
+        let gradients = Tensor::run_backward(&[&loss], &params, false, false);
+        let named = names.into_iter().cloned().zip(gradients).collect();
+        (loss.double_value(&[]), named)
+    }
+
+    /// One step of SGD with Nesterov momentum 0.9 and weight decay 1e-4 on everything.
+    pub fn step(&mut self, x_nchw: &Tensor, labels: &Tensor, lr: f64) -> f64 {
+        let (loss, gradients) = self.gradient(x_nchw, labels);
+        tch::no_grad(|| {
+            for (name, gradient) in gradients {
+                let param = self.params.get_mut(&name).unwrap();
+                let gradient = gradient + &*param * 1e-4;
+                let momentum = self.momentum.get_mut(&name).unwrap();
+                *momentum = &*momentum * 0.9 + &gradient;
+                let update = gradient + &*momentum * 0.9;
+                let _ = param.f_sub_(&(update * lr)).unwrap();
+            }
+        });
+        loss
+    }
+}
+
+/// Largest difference over largest magnitude.
+pub fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+    let scale = b.abs().max().double_value(&[]).max(1e-30);
+    (a - b).abs().max().double_value(&[]) / scale
+}
+
+/// ‖a − b‖ / ‖b‖
+pub fn relative_norm(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
+    ((a - &b).norm() / b.norm()).double_value(&[])
+}

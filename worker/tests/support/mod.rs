@@ -1,0 +1,438 @@
+//! A coordinator that says what a test tells it to, and replicas of one integer.
+#![allow(dead_code)] // each test file uses its part
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::Stream;
+use lockstep_collective::{Collective, Lane, Op, Solo};
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::{Epoch, Generation, Lineage, Rank, SampleRange, StateId, Step, WorkerId};
+use lockstep_proto::message::{
+    DataIdentity, FromWorker, Hello, Member, Open, Plan, PlanItem, Ready, Sha256, Source, StepPlan, StepTimes,
+    ToWorker, Welcome,
+};
+use lockstep_proto::recipe::Recipe;
+use lockstep_proto::transfer::{DownloadPart, UploadPart};
+use lockstep_proto::wire::pb::{self, lockstep_server};
+use lockstep_worker::compute::{Compute, ComputeError, Dtype, EvalOutcome, Named, StepOutcome};
+use lockstep_worker::connect::Coordinator;
+use lockstep_worker::exit::Exit;
+use lockstep_worker::session::{Config, Session, Signal, Workshop};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// Longer than anything here takes; a test that waits for it has failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Integers in place of tensors: a step makes `31 · value + step + rank sum`.
+pub struct Integer {
+    value: u64,
+    id: Option<StateId>,
+    collective: Arc<dyn Collective>,
+    steps: Steps,
+}
+
+/// Lets a test see each step begin, and hold it.
+#[derive(Clone)]
+pub struct Steps {
+    begun: mpsc::UnboundedSender<Step>,
+    /// Steps that wait for the test.
+    held: Arc<Mutex<Vec<(Step, std::sync::mpsc::Receiver<()>)>>>,
+}
+
+impl Steps {
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Step>) {
+        let (begun, receiver) = mpsc::unbounded_channel();
+        (Self { begun, held: Arc::default() }, receiver)
+    }
+
+    /// The next replica that begins `step` stays in it until the sender speaks or is dropped.
+    pub fn hold(&self, step: u64) -> std::sync::mpsc::Sender<()> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.held.lock().unwrap().push((Step(step), receiver));
+        sender
+    }
+
+    fn begin(&self, step: Step) {
+        let _ = self.begun.send(step);
+        let held = {
+            let mut held = self.held.lock().unwrap();
+            held.iter().position(|(of, _)| *of == step).map(|at| held.remove(at).1)
+        };
+        if let Some(held) = held {
+            let _ = held.recv();
+        }
+    }
+}
+
+impl Integer {
+    fn gather(&self, step: Step, name: &'static str) -> Result<u64, ComputeError> {
+        let op = Op { lane: Lane::Norm, step, name, index: 0 };
+        let ranks = self.collective.all_gather(&op, &[self.collective.rank().0 as u8])?;
+        Ok(ranks.iter().flatten().map(|&rank| u64::from(rank)).sum())
+    }
+}
+
+impl Compute for Integer {
+    fn canary(&mut self) -> Result<Sha256, ComputeError> {
+        Ok("0c".into())
+    }
+
+    fn initialise(&mut self) {
+        self.value = 1;
+    }
+
+    fn join(&mut self, collective: Arc<dyn Collective>) {
+        self.collective = collective;
+    }
+
+    fn leave(&mut self) {
+        self.collective = Arc::new(Solo::new());
+    }
+
+    fn step(&mut self, generation: Generation, plan: &StepPlan) -> Result<StepOutcome, ComputeError> {
+        self.steps.begin(plan.step);
+        if plan.lr.is_nan() {
+            return Err(ComputeError::fatal(ExitCode::Software, format!("loss is NaN at step {}", plan.step)));
+        }
+        let sum = self.gather(plan.step, "step")?;
+        self.value = self.value.wrapping_mul(31).wrapping_add(plan.step.0 + sum);
+        let lineage = self.id.map(|id| id.lineage).unwrap_or_default();
+        self.id = Some(StateId { lineage, generation, step: plan.step });
+        let times = StepTimes::default();
+        Ok(StepOutcome { loss: self.value as f64, wrong: 0, samples: plan.batch.len, digest: 7, times })
+    }
+
+    fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, ComputeError> {
+        self.gather(step, "evaluation")?;
+        Ok(EvalOutcome { loss: 0.5, error: 0.25, error_top5: 0.0, samples: 100, seconds: 0.1 })
+    }
+
+    fn id(&self) -> Option<StateId> {
+        self.id
+    }
+
+    fn set_id(&mut self, id: Option<StateId>) {
+        self.id = id;
+    }
+
+    fn tensors(&self) -> (Vec<Named>, Vec<Named>) {
+        let named = |name: &str| Named {
+            name: name.into(),
+            dtype: Dtype::F64,
+            shape: vec![1],
+            bytes: self.value.to_le_bytes().to_vec(),
+        };
+        (vec![named("value")], vec![named("momentum")])
+    }
+
+    fn load(&mut self, model: &[Named], _optimizer: &[Named]) -> Result<(), ComputeError> {
+        self.take_bytes(&model[0].bytes)
+    }
+
+    fn sha256(&self) -> Sha256 {
+        format!("{:064x}", self.value)
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        self.value.to_le_bytes().to_vec()
+    }
+
+    fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), ComputeError> {
+        self.value = u64::from_le_bytes(bytes.try_into().unwrap());
+        Ok(())
+    }
+}
+
+/// The value after some steps of `world` ranks.
+pub fn value_after(num_steps: u64, world: u64) -> u64 {
+    (1..=num_steps).fold(1, |value: u64, step| value.wrapping_mul(31) + step + world * (world - 1) / 2)
+}
+
+pub fn hash_after(num_steps: u64, world: u64) -> String {
+    format!("{:064x}", value_after(num_steps, world))
+}
+
+pub struct Integers(pub Steps);
+
+impl Workshop for Integers {
+    type Data = ();
+
+    fn limit_isa(&self, _isa: &str) -> Result<(), Exit> {
+        Ok(())
+    }
+
+    fn load(&self, recipe: &Recipe) -> Result<((), DataIdentity), Exit> {
+        if recipe.data.path == "missing" {
+            return Err(Exit::new(ExitCode::NoInput, "data.path: missing is not there"));
+        }
+        Ok(((), data()))
+    }
+
+    fn build(&self, _recipe: &Recipe, (): ()) -> Result<Box<dyn Compute>, ComputeError> {
+        let collective = Arc::new(Solo::new());
+        Ok(Box::new(Integer { value: 0, id: None, collective, steps: self.0.clone() }))
+    }
+}
+
+pub fn data() -> DataIdentity {
+    DataIdentity {
+        name: "integers".into(),
+        num_train: 1000,
+        num_test: 100,
+        num_classes: 10,
+        fingerprint: "f".repeat(64),
+    }
+}
+
+type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The other end of `Train`.
+pub struct Conversation {
+    incoming: Streaming<pb::FromWorker>,
+    outgoing: mpsc::Sender<Result<pb::ToWorker, Status>>,
+    pub token: Option<String>,
+}
+
+/// A checkpoint on its way.
+pub enum Transfer {
+    Uploaded(Vec<UploadPart>),
+    Asked(String, mpsc::Sender<Result<pb::DownloadPart, Status>>),
+}
+
+struct Service {
+    streams: mpsc::UnboundedSender<Conversation>,
+    transfers: mpsc::UnboundedSender<Transfer>,
+}
+
+#[tonic::async_trait]
+impl lockstep_server::Lockstep for Service {
+    type TrainStream = Boxed<pb::ToWorker>;
+    type WatchStream = Boxed<pb::RunStatus>;
+    type DownloadCheckpointStream = Boxed<pb::DownloadPart>;
+
+    async fn train(&self, request: Request<Streaming<pb::FromWorker>>) -> Result<Response<Self::TrainStream>, Status> {
+        let token = request.metadata().get("authorization").map(|value| value.to_str().unwrap().to_owned());
+        if token.as_deref() == Some("Bearer wrong") {
+            return Err(Status::unauthenticated("unknown token"));
+        }
+        let (outgoing, stream) = mpsc::channel(100);
+        let _ = self.streams.send(Conversation { incoming: request.into_inner(), outgoing, token });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::RunStatus>, Status> {
+        Err(Status::unimplemented("status"))
+    }
+
+    async fn watch(&self, _: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("watch"))
+    }
+
+    async fn control(&self, _: Request<pb::ControlRequest>) -> Result<Response<pb::ControlReply>, Status> {
+        Err(Status::unimplemented("control"))
+    }
+
+    async fn upload_checkpoint(
+        &self,
+        request: Request<Streaming<pb::UploadPart>>,
+    ) -> Result<Response<pb::UploadReply>, Status> {
+        let mut stream = request.into_inner();
+        let mut parts = Vec::new();
+        while let Some(part) = stream.next().await {
+            parts.push(UploadPart::try_from(part?)?);
+        }
+        let _ = self.transfers.send(Transfer::Uploaded(parts));
+        Ok(Response::new(pb::UploadReply {}))
+    }
+
+    async fn download_checkpoint(
+        &self,
+        request: Request<pb::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadCheckpointStream>, Status> {
+        let (sender, stream) = mpsc::channel(100);
+        let _ = self.transfers.send(Transfer::Asked(request.into_inner().dir, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// Serves until dropped.
+pub struct Fake {
+    pub url: String,
+    streams: mpsc::UnboundedReceiver<Conversation>,
+    transfers: mpsc::UnboundedReceiver<Transfer>,
+    server: JoinHandle<()>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Fake {
+    pub async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (streams, stream_queue) = mpsc::unbounded_channel();
+        let (transfers, transfer_queue) = mpsc::unbounded_channel();
+        let service = lockstep_server::LockstepServer::new(Service { streams, transfers });
+        let serve = tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(async move {
+            let _ = serve.await;
+        });
+        Self { url, streams: stream_queue, transfers: transfer_queue, server }
+    }
+
+    pub async fn stream(&mut self) -> Conversation {
+        tokio::time::timeout(PATIENCE, self.streams.recv()).await.expect("no worker came").unwrap()
+    }
+
+    pub async fn transfer(&mut self) -> Transfer {
+        tokio::time::timeout(PATIENCE, self.transfers.recv()).await.expect("no transfer came").unwrap()
+    }
+
+    pub fn config(&self, worker: &str, num_replicas: usize) -> Config {
+        Config {
+            coordinator: Coordinator::new(&self.url, Some("secret")).unwrap(),
+            worker: WorkerId(worker.into()),
+            devices: vec!["cpu".into(); num_replicas],
+            advertise: "127.0.0.1".into(),
+            isa: "avx2".into(),
+            patience: PATIENCE,
+            fault_canary: false,
+        }
+    }
+}
+
+impl Conversation {
+    /// The next message; `None` when the worker hung up.
+    pub async fn next(&mut self) -> Option<FromWorker> {
+        let message = tokio::time::timeout(PATIENCE, self.incoming.message()).await.expect("the worker says nothing");
+        message.ok().flatten().map(|message| FromWorker::try_from(message).unwrap())
+    }
+
+    pub async fn say(&self, message: ToWorker) {
+        self.outgoing.send(Ok(message.into())).await.unwrap();
+    }
+
+    pub async fn hello(&mut self) -> Hello {
+        match self.next().await {
+            Some(FromWorker::Hello(hello)) => hello,
+            other => panic!("expected hello, got {other:?}"),
+        }
+    }
+
+    pub async fn ready(&mut self) -> Ready {
+        match self.next().await {
+            Some(FromWorker::Ready(ready)) => ready,
+            other => panic!("expected ready, got {other:?}"),
+        }
+    }
+
+    /// Up to `Ready`, in a run directory that may exist.
+    pub async fn welcome(&mut self, run_dir: &Path) -> (Hello, Ready) {
+        let hello = self.hello().await;
+        self.say(ToWorker::Welcome(welcome(run_dir, ""))).await;
+        (hello, self.ready().await)
+    }
+}
+
+pub fn welcome(run_dir: &Path, recipe: &str) -> Welcome {
+    Welcome {
+        run_id: "run".into(),
+        recipe_toml: format!("name = \"test\"\n{recipe}"),
+        run_dir: run_dir.to_string_lossy().into_owned(),
+        run_nonce: "nonce".into(),
+        isa: "avx2".into(),
+    }
+}
+
+/// A run directory that workers recognise.
+pub fn run_dir() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(".nonce"), "nonce\n").unwrap();
+    dir
+}
+
+pub fn base(generation: u64, step: u64) -> StateId {
+    StateId { lineage: Lineage(1), generation: Generation(generation), step: Step(step) }
+}
+
+/// A generation of one worker's replicas.
+pub fn open(generation: u64, base: StateId, source: Source, worker: &str, addresses: &[String]) -> ToWorker {
+    let members = (0..).zip(addresses).map(|(index, address)| Member {
+        rank: Rank(index),
+        worker: WorkerId(worker.into()),
+        replica: index,
+        address: address.clone(),
+    });
+    ToWorker::Open(Open {
+        generation: Generation(generation),
+        lineage: Lineage(1),
+        base,
+        members: members.collect(),
+        leader: Rank(0),
+        source,
+        rendezvous: "rendezvous".into(),
+    })
+}
+
+pub fn plan(generation: u64, items: impl IntoIterator<Item = PlanItem>) -> ToWorker {
+    ToWorker::Plan(Plan { generation: Generation(generation), items: items.into_iter().collect() })
+}
+
+pub fn step(step: u64) -> PlanItem {
+    PlanItem::Step(StepPlan {
+        step: Step(step),
+        epoch: Epoch(1),
+        lr: 0.1,
+        batch: SampleRange { start: (step - 1) * 128, len: 128 },
+        shards: vec![8],
+    })
+}
+
+/// A worker in the background.
+pub struct Worker {
+    pub signals: mpsc::Sender<Signal>,
+    pub steps: Steps,
+    pub begun: mpsc::UnboundedReceiver<Step>,
+    life: JoinHandle<Exit>,
+}
+
+impl Worker {
+    pub fn start(config: Config) -> Self {
+        let (signals, queue) = mpsc::channel(8);
+        let (steps, begun) = Steps::new();
+        let life = tokio::spawn(Session::live(config, Integers(steps.clone()), queue));
+        Self { signals, steps, begun, life }
+    }
+
+    pub async fn begins(&mut self, step: u64) {
+        let begun = tokio::time::timeout(PATIENCE, self.begun.recv()).await.expect("no step began");
+        assert_eq!(begun, Some(Step(step)));
+    }
+
+    pub async fn end(self) -> Exit {
+        tokio::time::timeout(PATIENCE, self.life).await.expect("the worker does not end").unwrap()
+    }
+}
+
+/// The download of a folder, as a coordinator does it.
+pub async fn serve(folder: &Path, parts: mpsc::Sender<Result<pb::DownloadPart, Status>>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let bytes = std::fs::read(entry.path()).unwrap();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        parts.send(Ok(DownloadPart::File { name, bytes: bytes.len() as u64 }.into())).await.unwrap();
+        parts.send(Ok(DownloadPart::Chunk { bytes }.into())).await.unwrap();
+    }
+}

@@ -1,0 +1,147 @@
+//! Invariant 1 within one process: ranks are threads, joined over TCP on loopback. The same bits for every number of
+//! ranks and threads, every way to share out the chunks, every precision that has an order to keep.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_collective::{Collective, Listener, Solo, TcpMesh};
+use lockstep_data::Dataset;
+use lockstep_proto::ids::{Epoch, Generation, Rank, SampleRange, Step};
+use lockstep_proto::message::StepPlan;
+use lockstep_proto::recipe::{BatchNorm, DataKind, Precision, Recipe, Reduction};
+use lockstep_worker::compute::Compute;
+use lockstep_worker::trainer;
+
+const STEPS: u64 = 12;
+
+fn recipe(precision: Precision, batch_norm: BatchNorm) -> Recipe {
+    let mut recipe = Recipe::default();
+    recipe.data.kind = DataKind::Shapes;
+    recipe.model.n = 1;
+    recipe.model.width = 8;
+    recipe.train.batch = 40;
+    recipe.train.chunk = 8;
+    recipe.train.eval_chunk = 100;
+    recipe.train.bucket_bytes = 1 << 14;
+    recipe.data.test_limit = 500;
+    recipe.train.precision = precision;
+    recipe.train.batch_norm = batch_norm;
+    recipe
+}
+
+/// Losses, digests, the evaluation and the final hash: all that a run is.
+#[derive(Debug, PartialEq)]
+struct Course {
+    steps: Vec<(u64, u64, u64)>,
+    evaluation: (u64, u64, u64),
+    state: String,
+}
+
+fn plan(step: u64, shares: &[u32]) -> StepPlan {
+    // 40 samples are five chunks of 8; every fourth batch is short: 33 samples, the last chunk has one
+    let len = if step.is_multiple_of(4) { 33 } else { 40 };
+    StepPlan {
+        step: Step(step),
+        epoch: Epoch(1),
+        lr: 0.05,
+        batch: SampleRange { start: (step - 1) * 40, len },
+        shards: shares.to_vec(),
+    }
+}
+
+fn rank(recipe: &Recipe, data: Arc<dyn Dataset>, threads: usize, on: Arc<dyn Collective>, shares: &[u32]) -> Course {
+    let mut trainer = trainer::cpu(recipe, data, threads).unwrap();
+    trainer.initialise();
+    trainer.join(on);
+    let mut steps = Vec::new();
+    for step in 1..=STEPS {
+        let outcome = trainer.step(Generation(1), &plan(step, shares)).unwrap();
+        steps.push((outcome.loss.to_bits(), outcome.wrong, outcome.digest));
+    }
+    let found = trainer.evaluate(Step(STEPS)).unwrap();
+    let evaluation = (found.loss.to_bits(), found.error.to_bits(), found.error_top5.to_bits());
+    trainer.leave();
+    Course { steps, evaluation, state: trainer.sha256() }
+}
+
+/// The course that every rank of a world saw; they must agree.
+fn course(recipe: &Recipe, data: &Arc<dyn Dataset>, threads: usize, shares: &[u32]) -> Course {
+    if shares.len() == 1 {
+        return rank(recipe, Arc::clone(data), threads, Arc::new(Solo::new()), shares);
+    }
+    let listeners: Vec<Listener> = shares.iter().map(|_| Listener::bind("127.0.0.1").unwrap()).collect();
+    let addresses: Vec<String> = listeners.iter().map(Listener::address).collect();
+    let mut courses = std::thread::scope(|scope| {
+        let ranks: Vec<_> = listeners
+            .iter()
+            .enumerate()
+            .map(|(i, listener)| {
+                let (addresses, data) = (&addresses, Arc::clone(data));
+                scope.spawn(move || {
+                    let deadline = Duration::from_secs(60);
+                    let mesh = TcpMesh::connect(listener, Generation(1), "secret", Rank(i as u32), addresses, deadline);
+                    rank(recipe, data, threads, Arc::new(mesh.unwrap()), shares)
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|handle| handle.join().unwrap()).collect::<Vec<_>>()
+    });
+    let first = courses.remove(0);
+    for other in courses {
+        assert_eq!(other, first, "ranks of one world differ");
+    }
+    first
+}
+
+fn same_everywhere(precision: Precision, batch_norm: BatchNorm) {
+    let recipe = recipe(precision, batch_norm);
+    let data = lockstep_data::open(&recipe.data, 0).unwrap();
+    let alone = course(&recipe, &data, 1, &[5]);
+    assert_eq!(course(&recipe, &data, 2, &[5]), alone, "two threads");
+    for shares in [&[3, 2][..], &[1, 4], &[0, 5], &[2, 2, 1], &[1, 0, 4], &[2, 1, 1, 1], &[1, 1, 1, 1, 1, 0, 0]] {
+        assert_eq!(course(&recipe, &data, 1, shares), alone, "{precision:?} {batch_norm:?} shares {shares:?}");
+    }
+    assert_eq!(course(&recipe, &data, 2, &[2, 3]), alone, "two ranks of two threads");
+}
+
+#[test]
+fn the_course_of_a_run_does_not_depend_on_the_number_of_workers() {
+    same_everywhere(Precision::Fp32, BatchNorm::Global);
+}
+
+#[test]
+fn the_course_with_chunk_statistics_does_not_depend_on_the_number_of_workers() {
+    same_everywhere(Precision::Fp32, BatchNorm::Chunk);
+}
+
+#[test]
+fn the_course_in_bf16_does_not_depend_on_the_number_of_workers() {
+    same_everywhere(Precision::Bf16, BatchNorm::Global);
+}
+
+#[test]
+fn the_course_in_fp64_does_not_depend_on_the_number_of_workers() {
+    same_everywhere(Precision::Fp64, BatchNorm::Global);
+}
+
+#[test]
+fn local_statistics_depend_on_the_world_so_the_tests_above_can_tell() {
+    let recipe = recipe(Precision::Fp32, BatchNorm::Local);
+    let data = lockstep_data::open(&recipe.data, 0).unwrap();
+    let loss = |shares: &[u32]| f64::from_bits(course(&recipe, &data, 1, shares).steps[STEPS as usize - 1].0);
+    let (one, two) = (loss(&[5]), loss(&[3, 2]));
+    assert!((one - two).abs() / one > 1e-3, "{one} and {two}");
+}
+
+#[test]
+fn the_fast_order_is_equal_to_rounding() {
+    let mut recipe = recipe(Precision::Fp64, BatchNorm::Global);
+    recipe.train.reduction = Reduction::Fast;
+    let data = lockstep_data::open(&recipe.data, 0).unwrap();
+    let last = |shares: &[u32]| f64::from_bits(course(&recipe, &data, 1, shares).steps[STEPS as usize - 1].0);
+    let one = last(&[5]);
+    for shares in [&[3, 2][..], &[2, 0, 3]] {
+        let other = last(shares);
+        assert!((one - other).abs() / one < 1e-9, "{one} and {other} with {shares:?}");
+    }
+}
