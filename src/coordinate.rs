@@ -1,0 +1,95 @@
+//! `lockstep coordinator`: a coordinator alone; workers come from elsewhere.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use lockstep_coordinator::{Coordinator, CoordinatorConfig};
+use lockstep_proto::exit::ExitCode;
+use tokio::sync::mpsc;
+
+use crate::failure::Failure;
+use crate::flags::RecipeArgs;
+use crate::output;
+use crate::signals::Signals;
+
+/// `lockstep coordinator`
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  lockstep coordinator demo --listen 127.0.0.1:7070 --run-dir runs/a
+  lockstep worker --coordinator http://127.0.0.1:7070
+
+  LOCKSTEP_TOKEN=$(cat secret) lockstep coordinator my.toml --listen 0.0.0.0:7070 --run-dir /shared/a")]
+pub struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Address for workers and for `lockstep status`; port 0 takes a free one and prints it.
+    #[arg(long, value_name = "ADDR", env = "LOCKSTEP_LISTEN")]
+    listen: SocketAddr,
+    /// Where the run is written.
+    #[arg(long, value_name = "DIR", env = "LOCKSTEP_RUN_DIR")]
+    run_dir: PathBuf,
+    /// Go on with the run in --run-dir.
+    #[arg(long, env = "LOCKSTEP_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
+    resume: bool,
+    /// What workers must present; needed unless --listen is a loopback address.
+    #[arg(long, value_name = "TOKEN", env = "LOCKSTEP_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Listen beyond this machine without a token: anyone who reaches the port may join.
+    #[arg(long, env = "LOCKSTEP_INSECURE", value_parser = clap::builder::FalseyValueParser::new())]
+    insecure: bool,
+    /// Print as JSON.
+    #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    json: bool,
+}
+
+/// Coordinates a run until it ends.
+///
+/// # Errors
+/// Everything in the table of exit codes.
+pub fn run(args: Args) -> Result<(), Failure> {
+    let kept = args.run_dir.join("recipe.toml");
+    let kept = (args.resume && kept.is_file()).then(|| kept.to_string_lossy().into_owned());
+    let recipe = args.recipe.load(kept.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(ExitCode::Software, format!("cannot start threads: {error}")))?;
+    runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let config = CoordinatorConfig {
+            recipe,
+            run_dir: args.run_dir.clone(),
+            link_latest: false,
+            resume: args.resume,
+            listen: args.listen,
+            token: args.token,
+            insecure: args.insecure,
+        };
+        let bound = Coordinator::bind(config).await?;
+        let url = format!("http://{}", bound.local_addr());
+        if args.json {
+            output::json(&serde_json::json!({ "kind": "listening", "url": url, "run_dir": bound.run_dir() }));
+        } else {
+            output::line(format!("listening on {url}"));
+        }
+        // Nobody watches here; what happens is in the run directory.
+        let (observer, _) = mpsc::channel(1);
+        let (again, mut is_again) = mpsc::channel(1);
+        let shutdown = async move {
+            let first = signals.next().await;
+            tokio::spawn(async move {
+                let second = signals.next().await;
+                let _ = again.send(second).await;
+            });
+            format!("{first}; go on with --resume")
+        };
+        let outcome = tokio::select! {
+            biased;
+            Some(signal) = is_again.recv() => {
+                return Err(Failure::new(ExitCode::TempFail, format!("{signal} again; go on with --resume")));
+            }
+            outcome = bound.serve(shutdown, observer) => outcome?,
+        };
+        if outcome.code == ExitCode::Done { Ok(()) } else { Err(Failure::new(outcome.code, outcome.reason)) }
+    })
+}

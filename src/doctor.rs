@@ -1,0 +1,97 @@
+//! `lockstep doctor`: what this installation has, and what it lacks.
+
+use std::process::Command;
+
+use lockstep_proto::exit::ExitCode;
+use serde::Serialize;
+
+use crate::exec;
+use crate::failure::Failure;
+use crate::output;
+
+/// `lockstep doctor`
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print the result as JSON.
+    #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    json: bool,
+}
+
+/// What was found.
+#[derive(Serialize)]
+struct Findings {
+    version: &'static str,
+    bf16: Option<&'static str>,
+    cores: usize,
+    worker: Option<String>,
+    worker_version: Option<String>,
+    warnings: Vec<String>,
+    problem: Option<String>,
+}
+
+/// Looks around and prints what it sees.
+///
+/// # Errors
+/// When no worker can run here (78).
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let mut found = Findings {
+        version: env!("CARGO_PKG_VERSION"),
+        bf16: bf16(),
+        cores: std::thread::available_parallelism().map_or(1, Into::into),
+        worker: None,
+        worker_version: None,
+        warnings: Vec::new(),
+        problem: None,
+    };
+    if found.bf16.is_none() {
+        let warning = "this CPU has no bf16 instructions: precision = \"bf16\" is many times slower than fp32 here";
+        found.warnings.push(warning.into());
+    }
+    match exec::worker_path() {
+        Err(failure) => found.problem = Some(failure.reason),
+        Ok(path) => {
+            found.worker = Some(path.display().to_string());
+            match Command::new(&path).arg("--version").output() {
+                Ok(output) if output.status.success() => {
+                    found.worker_version = Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+                }
+                Ok(output) => {
+                    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                    let problem =
+                        format!("{} does not run: {said}: libtorch is missing or another one", path.display());
+                    found.problem = Some(problem);
+                }
+                Err(error) => found.problem = Some(format!("cannot start {}: {error}", path.display())),
+            }
+        }
+    }
+    if args.json {
+        output::json(&found);
+    } else {
+        print(&found);
+    }
+    match found.problem {
+        None => Ok(()),
+        Some(problem) => Err(Failure::new(ExitCode::Config, problem)),
+    }
+}
+
+fn print(found: &Findings) {
+    output::line(format!("lockstep         {}", found.version));
+    output::line(format!("bf16             {}", found.bf16.unwrap_or("none")));
+    output::line(format!("cores            {}", found.cores));
+    output::line(format!("worker           {}", found.worker.as_deref().unwrap_or("not found")));
+    if let Some(version) = &found.worker_version {
+        output::line(format!("it says          {version}"));
+    }
+    for warning in &found.warnings {
+        output::line(format!("warning: {warning}"));
+    }
+}
+
+/// The best instructions for bf16 that this CPU has. Which set a run takes is the worker's to find out.
+fn bf16() -> Option<&'static str> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    ["amx_bf16", "avx512_bf16"].into_iter().find(|wanted| flags.split_whitespace().any(|flag| flag == *wanted))
+}

@@ -1,0 +1,156 @@
+//! The worker processes of a run on this machine.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use lockstep_proto::exit::ExitCode;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+
+use crate::failure::Failure;
+
+/// As much of a log's end is looked at as any error needs.
+const TAIL_BYTES: u64 = 8 * 1024;
+/// So many lines of it are shown.
+const TAIL_LINES: usize = 20;
+
+/// How each worker is started.
+pub struct Spec {
+    /// The executable.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Folder of `worker-<i>.log`.
+    pub logs: PathBuf,
+}
+
+/// A worker that ended.
+pub struct Exited {
+    /// Which, from 0.
+    pub slot: usize,
+    /// How.
+    pub status: ExitStatus,
+}
+
+impl Exited {
+    /// Its code, or what killed it.
+    pub fn code(&self) -> Option<u8> {
+        self.status.code().and_then(|code| u8::try_from(code).ok())
+    }
+}
+
+/// All of them. Dropping it kills whoever is left.
+pub struct Fleet {
+    spec: Spec,
+    waits: JoinSet<(usize, std::io::Result<ExitStatus>)>,
+}
+
+impl Fleet {
+    /// Starts `count` workers.
+    ///
+    /// # Errors
+    /// When one cannot be started (78) or its log not be written (73).
+    pub fn start(spec: Spec, count: usize) -> Result<Self, Failure> {
+        fs::create_dir_all(&spec.logs).map_err(|error| Failure::unwritable(&spec.logs, error))?;
+        let mut fleet = Self { spec, waits: JoinSet::new() };
+        for slot in 0..count {
+            fleet.spawn(slot, Duration::ZERO)?;
+        }
+        Ok(fleet)
+    }
+
+    /// Starts a worker in a slot after a wait.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); when there is a wait, only about the log.
+    pub fn spawn(&mut self, slot: usize, wait: Duration) -> Result<(), Failure> {
+        let path = self.log(slot);
+        let log = OpenOptions::new().create(true).append(true).open(&path);
+        let (log, second) = log
+            .and_then(|log| log.try_clone().map(|second| (log, second)))
+            .map_err(|error| Failure::unwritable(&path, error))?;
+        let mut command = Command::new(&self.spec.program);
+        command.args(&self.spec.args).stdin(Stdio::null()).stdout(second).stderr(log);
+        // Set before libtorch loads: a chunk is computed with one intra-op thread.
+        command.env("OMP_NUM_THREADS", "1");
+        // A group of its own: Ctrl-C reaches this process alone, which then ends the run in order.
+        command.process_group(0).kill_on_drop(true);
+        if wait.is_zero() {
+            let child = command.spawn().map_err(|error| {
+                Failure::new(ExitCode::Config, format!("cannot start {}: {error}", self.spec.program.display()))
+            })?;
+            self.waits.spawn(async move { (slot, wait_for(child).await) });
+        } else {
+            self.waits.spawn(async move {
+                tokio::time::sleep(wait).await;
+                match command.spawn() {
+                    Ok(child) => (slot, wait_for(child).await),
+                    Err(error) => (slot, Err(error)),
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// The next worker that ends; `None` when none is left.
+    pub async fn next_exit(&mut self) -> Option<Exited> {
+        let (slot, status) = self.waits.join_next().await?.ok()?;
+        // A worker that could not be started again counts as one that failed.
+        let status = status.unwrap_or_else(|_| ExitStatus::from_raw(i32::from(ExitCode::Config.code()) << 8));
+        Some(Exited { slot, status })
+    }
+
+    /// Waits until all have ended, then kills the rest.
+    pub async fn end(&mut self, grace: Duration) {
+        let all = async { while self.waits.join_next().await.is_some() {} };
+        let ended = tokio::time::timeout(grace, all).await.is_ok();
+        if !ended {
+            tracing::warn!("workers did not end within {} s and were killed", grace.as_secs());
+            self.waits.shutdown().await;
+        }
+    }
+
+    /// The log of a slot.
+    pub fn log(&self, slot: usize) -> PathBuf {
+        self.spec.logs.join(format!("worker-{slot}.log"))
+    }
+
+    /// The last thing a worker said: its error if it named one, else what ended it.
+    pub fn last_words(&self, exited: &Exited) -> String {
+        let tail = tail(&self.log(exited.slot));
+        let named = tail.iter().rev().find_map(|line| line.strip_prefix("error: "));
+        match (named, exited.status.signal()) {
+            (_, Some(signal)) => format!("killed by signal {signal}"),
+            (Some(error), None) => error.to_owned(),
+            (None, None) => format!("ended with {}", exited.status),
+        }
+    }
+
+    /// The end of a worker's log, for a person.
+    pub fn log_tail(&self, slot: usize) -> Vec<String> {
+        tail(&self.log(slot))
+    }
+}
+
+async fn wait_for(mut child: Child) -> std::io::Result<ExitStatus> {
+    child.wait().await
+}
+
+fn tail(path: &Path) -> Vec<String> {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}

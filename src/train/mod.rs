@@ -1,0 +1,281 @@
+//! `lockstep train`: a whole run on this machine.
+//!
+//! ```text
+//! recipe ─► coordinator on 127.0.0.1, in this process ◄── gRPC ── lockstep-worker × N
+//!                │ status                                              │ exit
+//!                ▼                                                     ▼
+//!             progress                                  replacement: leave, replace, stop
+//! signal ─► stop ─► drain ─► exit 75
+//! ```
+
+mod fleet;
+mod progress;
+mod replacement;
+mod summary;
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use lockstep_coordinator::Progress as News;
+use lockstep_coordinator::{Bound, Coordinator, CoordinatorConfig, CoordinatorError, Outcome, run_dir};
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::status::Status;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::exec;
+use crate::failure::Failure;
+use crate::flags::{RecipeArgs, list_recipes};
+use crate::signals::Signals;
+use fleet::{Exited, Fleet, Spec};
+use progress::Progress;
+pub use progress::describe;
+use replacement::{Death, Replacement, Verdict};
+
+/// Runs without a --run-dir go below it.
+const RUNS: &str = "runs";
+/// How long workers may take to leave once the run is over.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// So much news may wait to be shown; more is missed.
+const NEWS: usize = 1024;
+
+/// `lockstep train`
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  lockstep train demo --workers 2
+  lockstep train cifar10/resnet20 --set train.epochs=5 --set 'schedule.milestones=[3]'
+  lockstep train my.toml --run-dir /scratch/a --workers 4 --threads 2
+  lockstep train demo --resume                     goes on with runs/demo/latest
+  lockstep train runs/demo/latest/recipe.toml      repeats a run")]
+pub struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Number of worker processes.
+    #[arg(long, value_name = "N", env = "LOCKSTEP_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    workers: u32,
+    /// Replicas of each worker, one entry each: `cpu,cpu` is two.
+    #[arg(long, value_name = "LIST", env = "LOCKSTEP_DEVICES", default_value = "cpu")]
+    devices: String,
+    /// Compute threads of each replica [default: cores ÷ replicas].
+    #[arg(long, value_name = "N", env = "LOCKSTEP_THREADS", value_parser = clap::value_parser!(u32).range(1..))]
+    threads: Option<u32>,
+    /// Where the run is written [default: runs/<name>/<UTC time>].
+    #[arg(long, value_name = "DIR", env = "LOCKSTEP_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// Go on with a run: the newest of this recipe, or that of --run-dir.
+    #[arg(long, env = "LOCKSTEP_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
+    resume: bool,
+    /// List the recipes inside this program.
+    #[arg(long, env = "LOCKSTEP_LIST", value_parser = clap::builder::FalseyValueParser::new())]
+    list: bool,
+    /// Print progress and result as lines of JSON.
+    #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    json: bool,
+}
+
+/// Arguments made sense of.
+struct Config {
+    coordinator: CoordinatorConfig,
+    json: bool,
+    num_workers: usize,
+    program: PathBuf,
+    devices: String,
+    threads: u32,
+}
+
+/// Trains.
+///
+/// # Errors
+/// Everything in the table of exit codes.
+pub fn run(args: Args) -> Result<(), Failure> {
+    if args.list {
+        list_recipes(args.json);
+        return Ok(());
+    }
+    let config = Config::new(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(ExitCode::Software, format!("cannot start threads: {error}")))?;
+    runtime.block_on(Run::train(config))
+}
+
+impl Config {
+    fn new(args: Args) -> Result<Self, Failure> {
+        let kept = match (&args.run_dir, args.resume) {
+            (Some(dir), true) => Some(dir.join("recipe.toml")).filter(|path| path.is_file()),
+            _ => None,
+        };
+        let mut recipe = args.recipe.load(kept.as_ref().map(|path| path.to_string_lossy()).as_deref())?;
+        let replicas = args.workers.saturating_mul(args.devices.split(',').count() as u32);
+        if u64::from(replicas) > recipe.train.batch {
+            let reason = format!(
+                "{replicas} replicas are more than the {} samples of a batch: fewer --workers or --devices, or a larger \
+                 train.batch",
+                recipe.train.batch
+            );
+            return Err(Failure::new(ExitCode::Usage, reason));
+        }
+        // All workers are started here, so the run begins with all of them, whatever number an earlier part of it had.
+        recipe.elastic.min_workers = args.workers;
+        let program = exec::worker_path()?;
+        let link_latest = args.run_dir.is_none();
+        let run_dir = match (args.run_dir, args.resume) {
+            (Some(dir), _) => dir,
+            (None, true) => run_dir::latest(Path::new(RUNS), &recipe.name)?,
+            (None, false) => run_dir::fresh(Path::new(RUNS), &recipe.name),
+        };
+        let num_cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        let coordinator = CoordinatorConfig {
+            recipe,
+            run_dir,
+            link_latest,
+            resume: args.resume,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            token: None,
+            insecure: false,
+        };
+        Ok(Self {
+            coordinator,
+            json: args.json,
+            num_workers: args.workers as usize,
+            program,
+            devices: args.devices,
+            threads: args.threads.unwrap_or((num_cores / replicas).max(1)),
+        })
+    }
+}
+
+/// A run while it goes on.
+struct Run {
+    fleet: Fleet,
+    replacement: Replacement,
+    progress: Progress,
+    /// The last that was heard of it.
+    status: Status,
+    /// Asks the coordinator for an end; gone once it was used.
+    shutdown: Option<oneshot::Sender<String>>,
+    /// Why this process asked for an end.
+    stopped: Option<Failure>,
+}
+
+impl Run {
+    async fn train(config: Config) -> Result<(), Failure> {
+        let started = Instant::now();
+        let mut signals = Signals::listen()?;
+        let every_s = config.coordinator.recipe.log.every_s;
+        let shown_dir = config.coordinator.run_dir.clone();
+        let bound = Coordinator::bind(config.coordinator).await?;
+        let run_dir = bound.run_dir().to_owned();
+        let url = format!("http://{}", bound.local_addr());
+        let threads = config.threads.to_string();
+        let args = ["worker", "--coordinator", &url, "--devices", &config.devices, "--threads", &threads];
+        let args = args.map(OsString::from).to_vec();
+        let spec = Spec { program: config.program, args, logs: run_dir.join("logs") };
+        let (shutdown, asked) = oneshot::channel();
+        let mut run = Run {
+            fleet: Fleet::start(spec, config.num_workers)?,
+            replacement: Replacement::default(),
+            progress: Progress::new(config.json, every_s),
+            status: Status::default(),
+            shutdown: Some(shutdown),
+            stopped: None,
+        };
+        let outcome = run.watch(bound, asked, &mut signals).await;
+        run.progress.finish();
+        run.fleet.end(GRACE).await;
+        let outcome = outcome?;
+        match run.stopped {
+            Some(failure) if outcome.code != ExitCode::Done => Err(failure),
+            _ if outcome.code != ExitCode::Done => Err(Failure::new(outcome.code, outcome.reason)),
+            _ => summary::print(&shown_dir, outcome.final_state_sha256, started.elapsed(), config.json),
+        }
+    }
+
+    /// Until the coordinator ends.
+    async fn watch(
+        &mut self,
+        bound: Bound,
+        asked: oneshot::Receiver<String>,
+        signals: &mut Signals,
+    ) -> Result<Outcome, CoordinatorError> {
+        let (observer, mut news) = mpsc::channel(NEWS);
+        let shutdown = async {
+            match asked.await {
+                Ok(reason) => reason,
+                // This run lives as long as the coordinator is waited for.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let mut ended = pin!(bound.serve(shutdown, observer));
+        loop {
+            tokio::select! {
+                biased;
+                signal = signals.next() => self.on_signal(signal),
+                outcome = &mut ended => {
+                    while let Ok(last) = news.try_recv() {
+                        self.on_news(last);
+                    }
+                    return outcome;
+                }
+                Some(exited) = self.fleet.next_exit() => self.on_exit(&exited),
+                Some(next) = news.recv() => self.on_news(next),
+            }
+        }
+    }
+
+    fn on_news(&mut self, news: News) {
+        if let News::Status(status) = &news {
+            self.status = (**status).clone();
+        }
+        self.progress.show(&news, &self.status, Instant::now());
+    }
+
+    fn on_signal(&mut self, signal: &str) {
+        if self.stopped.is_some() {
+            self.progress.finish();
+            // Workers see the stream end and follow.
+            eprintln!("error: {signal} again: ended without saving; go on with --resume");
+            std::process::exit(ExitCode::TempFail.code().into());
+        }
+        self.progress.note(&format!("{signal}: saving and ending; once more ends at once"));
+        self.stop(ExitCode::TempFail, format!("{signal}; go on with --resume"));
+    }
+
+    fn on_exit(&mut self, exited: &Exited) {
+        if self.stopped.is_some() {
+            return;
+        }
+        let error = self.fleet.last_words(exited);
+        let death = Death { code: exited.code(), error: error.clone(), step: self.status.step };
+        let (slot, log) = (exited.slot, self.fleet.log(exited.slot));
+        match self.replacement.on_death(death) {
+            Verdict::Leave => {}
+            Verdict::Replace(wait) => {
+                self.progress.note(&format!("worker {slot}: {error}: replaced ({})", log.display()));
+                if let Err(failure) = self.fleet.spawn(slot, wait) {
+                    self.stop(failure.code, failure.reason);
+                }
+            }
+            Verdict::Stop(code, reason) => {
+                self.progress.note(&format!("worker {slot} ended; the end of {}:", log.display()));
+                for line in self.fleet.log_tail(slot) {
+                    self.progress.note(&format!("  {line}"));
+                }
+                self.stop(code, reason);
+            }
+        }
+    }
+
+    fn stop(&mut self, code: ExitCode, reason: String) {
+        if let Some(shutdown) = self.shutdown.take() {
+            // A coordinator that is gone has ended already.
+            let _ = shutdown.send(reason.clone());
+        }
+        self.stopped.get_or_insert(Failure::new(code, reason));
+    }
+}
