@@ -1,0 +1,199 @@
+//! Configuration → bound → served: how the command runs a coordinator.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::recipe::Recipe;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use crate::artifacts::Artifacts;
+use crate::engine::{Effect, Engine, EngineConfig};
+use crate::error::CoordinatorError;
+use crate::progress::Progress;
+use crate::run_dir::{self, RunDir};
+use crate::runtime::Runtime;
+use crate::service::Service;
+use crate::status_file::{Published, StatusFile};
+use crate::store::{Store, Writer};
+
+/// Inputs that wait for the runtime; more wait in their streams.
+const INPUTS: usize = 1024;
+/// A dead peer is noticed within the sum of these two.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long calls may take to end once the run is over.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What a coordinator is told.
+#[derive(Clone, Debug)]
+pub struct CoordinatorConfig {
+    /// Resolved and checked.
+    pub recipe: Recipe,
+    /// Where the run is kept; see [`run_dir::fresh`] and [`run_dir::latest`] for the default.
+    pub run_dir: PathBuf,
+    /// Whether `latest` beside it is to point at it.
+    pub link_latest: bool,
+    /// Whether it may hold a run already.
+    pub resume: bool,
+    /// Where to listen; port 0 takes any that is free.
+    pub listen: SocketAddr,
+    /// What callers must show.
+    pub token: Option<String>,
+    /// Whether an address that others reach needs no token.
+    pub insecure: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What the process exits with.
+    pub code: ExitCode,
+    /// Why, for a person.
+    pub reason: String,
+    /// Hash of the final state, the run's identity, when it is complete.
+    pub final_state_sha256: Option<String>,
+}
+
+/// A coordinator that holds its run and its address, and serves neither yet.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    address: SocketAddr,
+    token: Option<String>,
+    run: Run,
+}
+
+/// A run that this process may write.
+#[derive(Debug)]
+struct Run {
+    run_dir: RunDir,
+    run_id: String,
+    store: Store,
+    artifacts: Artifacts,
+    engine: Engine,
+    effects: Vec<Effect>,
+}
+
+/// Where a coordinator begins: [`Coordinator::bind`].
+#[derive(Debug)]
+pub struct Coordinator;
+
+impl Coordinator {
+    /// Takes the address, the run directory and its lease; loads the history and proves the checkpoints.
+    ///
+    /// # Errors
+    /// See [`CoordinatorError`]; nothing is left behind but, perhaps, a new run directory.
+    pub async fn bind(config: CoordinatorConfig) -> Result<Bound, CoordinatorError> {
+        let wanted = config.listen;
+        if !wanted.ip().is_loopback() && config.token.is_none() && !config.insecure {
+            return Err(CoordinatorError::Exposed { address: wanted });
+        }
+        let listen = |error| CoordinatorError::Listen { address: wanted, error };
+        let listener = TcpListener::bind(wanted).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let token = config.token.clone();
+        // Hashes checkpoints: seconds, when they are large.
+        let run = match tokio::task::spawn_blocking(move || Run::open(config)).await {
+            Ok(run) => run?,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        Ok(Bound { listener, address, token, run })
+    }
+}
+
+impl Run {
+    fn open(config: CoordinatorConfig) -> Result<Self, CoordinatorError> {
+        let recipe = config.recipe;
+        let run_dir = RunDir::prepare(&config.run_dir, &recipe, config.resume)?;
+        let mut store = Store::open(run_dir.path())?;
+        run_dir.resume(&recipe)?;
+        if config.link_latest {
+            run_dir::link_latest(run_dir.path())?;
+        }
+        let (history, bad) = store.load_history()?;
+        let artifacts = Artifacts::open(run_dir.path(), &store, recipe.log.tensorboard)?;
+        let run_id = store.run_id().to_owned();
+        let engine_config = EngineConfig {
+            recipe,
+            run_id: run_id.clone(),
+            run_dir: run_dir.path().display().to_string(),
+            run_nonce: run_dir.nonce().to_owned(),
+        };
+        match Engine::new(engine_config, history) {
+            Ok((engine, effects)) => Ok(Self { run_dir, run_id, store, artifacts, engine, effects }),
+            Err(error) => {
+                store.close()?;
+                Err(CoordinatorError::Engine { error, bad: bad.into_iter().map(|bad| bad.reason).collect() })
+            }
+        }
+    }
+}
+
+impl Bound {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The run directory, absolute.
+    pub fn run_dir(&self) -> &Path {
+        self.run.run_dir.path()
+    }
+
+    /// Identity of the run.
+    pub fn run_id(&self) -> &str {
+        &self.run.run_id
+    }
+
+    /// Serves the run to its end. When `shutdown` resolves, with the reason, the run is asked to end as resumable;
+    /// `observer` is told what happens, and misses what it does not take in time.
+    ///
+    /// # Errors
+    /// When it cannot begin. Whatever goes wrong afterwards is in the outcome.
+    pub async fn serve(
+        self,
+        shutdown: impl Future<Output = String>,
+        observer: mpsc::Sender<Progress>,
+    ) -> Result<Outcome, CoordinatorError> {
+        let Self { listener, address, token, run } = self;
+        let path = run.run_dir.path().to_owned();
+        let published: Published = StatusFile::publish(&path, address, &run.run_id)?;
+        let writer = Writer::start(run.store, run.artifacts, observer.clone())
+            .map_err(|error| CoordinatorError::Io { path: path.clone(), error })?;
+        let (inputs, received) = mpsc::channel(INPUTS);
+        let (status, seen) = watch::channel(Default::default());
+
+        let service =
+            Service { run_id: run.run_id.clone(), run_dir: path.clone(), inputs: inputs.clone(), status: seen };
+        let (over, is_over) = oneshot::channel::<()>();
+        let mut server = JoinSet::new();
+        server.spawn(
+            Server::builder()
+                .http2_keepalive_interval(Some(PING_EVERY))
+                .http2_keepalive_timeout(Some(PING_TIMEOUT))
+                .tcp_nodelay(true)
+                .add_service(service.into_server(token.as_deref()))
+                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+                    let _ = is_over.await;
+                }),
+        );
+
+        tracing::info!(%address, run_dir = %path.display(), "coordinator listens");
+        let runtime = Runtime::new(run.engine, writer, (inputs, received), (status, observer), &path);
+        let outcome = runtime.run(run.effects, shutdown, &mut server).await;
+
+        // Every stream was ended by the runtime; connections may now close in good order, and then must.
+        drop(over);
+        let _ = tokio::time::timeout(GRACE, server.join_next()).await;
+        server.shutdown().await;
+        drop(published);
+        Ok(outcome)
+    }
+}
