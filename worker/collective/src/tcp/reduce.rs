@@ -15,7 +15,7 @@ use crate::element::Element;
 use crate::layout::Layout;
 
 /// Bytes up to which partials go directly, whatever the traffic.
-const SMALL: usize = 16 << 10;
+const SMALL: usize = 32 << 10;
 /// Segments of a peer that may wait to be added.
 const RING: usize = 4;
 /// Borders of slices, in elements.
@@ -73,7 +73,7 @@ impl Shape {
     }
 }
 
-/// Whether the busiest rank moves less in slices than directly. In units of the output's length over the world's size.
+/// Whether the busiest rank moves no more in slices than directly: at equal traffic each sum is added only once. In units of the output's length over the world's size.
 fn prefers_slices(layout: &Layout) -> bool {
     let world = layout.world() as usize;
     let total = layout.first_partial(world);
@@ -81,7 +81,7 @@ fn prefers_slices(layout: &Layout) -> bool {
         |cost: &dyn Fn(usize) -> usize| (0..world).map(|rank| cost(layout.num_partials(Rank(rank as u32)))).max();
     let direct = busiest(&|own| own * (world - 1) * world + (total - own) * world);
     let sliced = busiest(&|own| own * (world - 1) + (total - own) + 2 * (world - 1));
-    sliced < direct
+    sliced <= direct
 }
 
 impl<'a, T: Element> Reduce<'a, T> {
