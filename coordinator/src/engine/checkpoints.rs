@@ -174,16 +174,19 @@ impl Engine {
             }
             return;
         }
+        if let Some(world) = &mut self.world {
+            world.saves.remove(&state.step);
+        }
+        if state.step == self.ledger.committed() {
+            self.shelf.state_is(state.step, state_sha256);
+        }
+        if self.shelf.has(state.step) {
+            return; // two generations saved it: the same state
+        }
         let best = self.shelf.is_best(state.step);
         let record = Record::CheckpointSaved { state, epoch, dir: dir.clone(), bytes, best };
         let seq = self.persist(record);
         self.shelf.put(StoredCheckpoint { state, epoch, dir, best }, seq);
-        if state.step == self.ledger.committed() {
-            self.shelf.state_is(state.step, state_sha256);
-        }
-        if let Some(world) = &mut self.world {
-            world.saves.remove(&state.step);
-        }
     }
 
     pub(super) fn retire_checkpoints(&mut self) {

@@ -15,7 +15,7 @@ pub(super) const HOLD: Duration = Duration::from_secs(10);
 /// The first step of a generation, a synchronisation and a checkpoint may take at least this.
 pub(super) const SLOW_START: Duration = Duration::from_secs(120);
 /// So many generations in a row may fail without a committed step.
-pub(super) const MAX_FRUITLESS: u32 = 5;
+pub(super) const MAX_FRUITLESS: u32 = 10;
 
 /// A run, as the engine sees it.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,4 @@
-//! A generation: opened over everyone who is ready, closed at the first trouble.
+//! A generation opens over everyone who is ready; `closing` ends it.
 //!
 //! `Opened` is durable before anyone hears of it, so a number that was ever spoken never comes again.
 
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Generation, Lineage, Rank, StateId, Step};
-use lockstep_proto::message::{Close, Complaint, Halted, Member, Open, Sha256, Source, Synced, ToWorker};
+use lockstep_proto::message::{Member, Open, Sha256, Source, Synced, ToWorker};
 use serde_json::json;
 use sha2::{Digest, Sha256 as Hasher};
 
 use super::base::Base;
-use super::config::{HALT_TIMEOUT, HOLD, MAX_FRUITLESS};
+use super::config::HOLD;
 use super::effect::Record;
 use super::event::{Seq, StreamId};
 use super::members::Standing;
@@ -58,14 +58,6 @@ pub(super) struct Progress {
     pub(super) since: Duration,
 }
 
-/// A generation that is over.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Closed {
-    reason: String,
-    at: Duration,
-    is_failure: bool,
-}
-
 impl World {
     pub(super) fn has(&self, stream: StreamId) -> bool {
         self.owners.contains(&stream)
@@ -94,6 +86,9 @@ impl Engine {
 
     pub(super) fn open_if_ready(&mut self) {
         let Phase::Gathering { until, hold } = self.phase else { return };
+        if self.stop.is_some() {
+            return; // about to end
+        }
         let num_ready = self.roster.standing(Standing::Idle).len();
         if num_ready < self.config.recipe.elastic.min_workers as usize {
             self.phase = Phase::Gathering { until, hold: None };
@@ -237,79 +232,17 @@ impl Engine {
 
     /// Whoever became ready meanwhile comes in at once: at most the step in flight is done again.
     pub(super) fn admit_newcomers(&mut self) {
-        if self.phase != Phase::Training || self.stop.is_some() {
-            return;
+        let (Phase::Training, Some(world), None) = (self.phase, &self.world, &self.stop) else { return };
+        let committed = self.ledger.committed();
+        if world.saves.keys().any(|step| *step <= committed) {
+            return; // first the checkpoint in hand, so that no two processes write it
         }
         let newcomers = self.roster.standing(Standing::Idle);
-        let is_worth_it = self.total_steps().is_some_and(|total| self.ledger.committed().0 < total);
+        let is_worth_it = self.total_steps().is_some_and(|total| committed.0 < total);
         if let (Some(stream), true) = (newcomers.first(), is_worth_it)
             && let Some(peer) = self.roster.get(*stream)
         {
             self.close(&format!("worker {} joins", peer.worker()), false);
-            self.halted_if_all_did();
-            self.open_if_ready();
-        }
-    }
-
-    pub(super) fn on_complained(&mut self, stream: StreamId, complaint: Complaint) {
-        let Some(world) = &self.world else { return };
-        if complaint.generation != world.generation || !world.has(stream) {
-            return; // fenced
-        }
-        let worker_of = |rank: Rank| world.members.get(rank.0 as usize).map(|member| member.worker.clone());
-        let complainer = self.roster.get(stream).map(|peer| peer.worker().clone());
-        let culprit = complaint.culprit.and_then(worker_of);
-        let blamed = culprit.as_ref().map_or(String::new(), |culprit| format!(", blaming worker {culprit}"));
-        let reason = format!("rank {} at step {}{blamed}: {}", complaint.rank, complaint.step, complaint.what);
-        let detail = json!({
-            "rank": complaint.rank, "at_step": complaint.step, "culprit": complaint.culprit,
-            "culprit_worker": culprit, "what": complaint.what,
-        });
-        self.note("complaint", complainer, detail);
-        self.close(&reason, true);
-    }
-
-    /// Ends the open generation. Its workers are told at once; what they reported is kept until the next one opens.
-    pub(super) fn close(&mut self, reason: &str, is_failure: bool) {
-        let Some(world) = self.world.take() else { return };
-        if is_failure {
-            self.last_trouble = Some(reason.to_owned());
-            self.num_fruitless += u32::from(!world.has_committed);
-        }
-        for stream in world.streams() {
-            let Some(peer) = self.roster.get_mut(stream) else { continue };
-            if peer.standing == Standing::Busy {
-                peer.standing = Standing::Halting;
-                let close = Close { generation: world.generation, reason: reason.to_owned() };
-                self.outbox.send(stream, ToWorker::Close(close));
-            }
-        }
-        // The first trouble is the cause, what follows until the next generation trains are its consequences.
-        if !self.closed.as_ref().is_some_and(|closed| closed.is_failure) {
-            self.closed = Some(Closed { reason: reason.to_owned(), at: self.now, is_failure });
-        }
-        self.phase = Phase::Closing { until: self.now.saturating_add(HALT_TIMEOUT) };
-        if self.num_fruitless >= MAX_FRUITLESS {
-            let reason = format!(
-                "{MAX_FRUITLESS} generations in a row failed without finishing a step; the last: {reason}; \
-                                  continue with --resume once that is mended"
-            );
-            self.end(ExitCode::TempFail, reason);
-        }
-    }
-
-    pub(super) fn on_halted(&mut self, stream: StreamId, halted: Halted) {
-        let newest = self.ledger.generation();
-        let Some(peer) = self.roster.get_mut(stream) else { return };
-        if peer.standing == Standing::Halting && halted.generation == newest {
-            peer.standing = Standing::Idle;
-            peer.state = halted.state;
-        }
-    }
-
-    pub(super) fn halted_if_all_did(&mut self) {
-        if matches!(self.phase, Phase::Closing { .. }) && self.roster.standing(Standing::Halting).is_empty() {
-            self.gather();
         }
     }
 }

@@ -9,8 +9,9 @@
 //! ```
 //! | file | decides |
 //! |---|---|
-//! | `admission` | who may join, what a leaving worker means |
-//! | `generation` | when a generation opens and closes, from which base |
+//! | `admission`, `checks` | who may join, what a leaving worker means |
+//! | `generation`, `base` | when a generation opens, from which state |
+//! | `closing` | when it closes |
 //! | `planner` | what the open generation does next |
 //! | `commit` | when a step counts |
 //! | `checkpoints` | when a checkpoint counts, which are kept |
@@ -22,6 +23,8 @@
 mod admission;
 mod base;
 mod checkpoints;
+mod checks;
+mod closing;
 mod commit;
 mod config;
 mod deadline;
@@ -51,7 +54,8 @@ pub use effect::*;
 pub use event::*;
 
 use checkpoints::Shelf;
-use generation::{Closed, World};
+use closing::Closed;
+use generation::World;
 use ledger::Ledger;
 use members::Roster;
 use outbox::Outbox;

@@ -19,18 +19,26 @@ pub(super) struct Outbox {
     waiting: VecDeque<(Seq, Duration)>,
     /// Committed steps whose workers have not been told.
     unacknowledged: VecDeque<(Seq, Generation, Step)>,
+    /// `End` is the last effect.
+    is_closed: bool,
 }
 
 impl Outbox {
     pub(super) fn push(&mut self, effect: Effect) {
-        self.effects.push(effect);
+        if !self.is_closed {
+            self.is_closed = matches!(effect, Effect::End { .. });
+            self.effects.push(effect);
+        }
     }
 
     pub(super) fn send(&mut self, stream: StreamId, message: ToWorker) {
-        self.effects.push(Effect::Send { stream, message });
+        self.push(Effect::Send { stream, message });
     }
 
     pub(super) fn persist(&mut self, now: Duration, record: Record) -> Seq {
+        if self.is_closed {
+            return self.last;
+        }
         self.last = Seq(self.last.0 + 1);
         if let Record::Committed(step) = &record {
             self.unacknowledged.push_back((self.last, step.generation, step.step));
