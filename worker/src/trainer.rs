@@ -15,8 +15,8 @@ use sha2::Digest;
 use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
 use crate::model;
 use crate::number::Number;
-use crate::program::FlatLayout;
-use crate::state::{State, StateError, hex};
+use crate::program::{FlatLayout, ParamId};
+use crate::state::{State, StateError, hex, view_of};
 use crate::step::{StepError, Stepper};
 
 /// A replica on the CPU: `threads` compute threads, each with one intra-op thread.
@@ -75,6 +75,20 @@ impl<A: Number> Trainer<A> {
     /// The flat gradient of the last step, in the order of the layout.
     pub fn gradient(&self) -> &tch::Tensor {
         self.stepper.gradient()
+    }
+
+    /// The gradient of the last step by parameter, in logical shape: for proofs.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn gradients(&self) -> Result<Vec<(String, tch::Tensor)>, TorchError> {
+        let (program, layout) = (&self.stepper.program, &self.stepper.layout);
+        let one = |(i, param): (usize, &crate::program::Param)| {
+            let view = view_of(self.gradient(), program, layout, ParamId(i))?;
+            // A copy, in f64: the next step writes over the buffer. Weight decay is in it.
+            Ok((param.name.clone(), view.f_contiguous()?.f_to_kind(tch::Kind::Double)?))
+        };
+        program.params.iter().enumerate().map(one).collect()
     }
 
     /// The state, for proofs.

@@ -9,7 +9,6 @@ use lockstep_data::Dataset;
 use lockstep_proto::ids::{Epoch, Generation, Rank, SampleRange, Step};
 use lockstep_proto::message::StepPlan;
 use lockstep_proto::recipe::{BatchNorm, DataKind, Precision, Recipe, Reduction};
-use lockstep_worker::compute::Compute;
 use lockstep_worker::trainer;
 
 const STEPS: u64 = 12;
