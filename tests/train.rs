@@ -43,36 +43,39 @@ fn the_course_of_a_run_does_not_depend_on_the_number_of_workers() {
 
 #[test]
 fn killed_in_the_middle_and_resumed_on_another_world_it_is_the_same_run() {
+    let long = ["train.epochs=100", "train.evaluate_every_epochs=50", "checkpoint.every_epochs=0"];
     let dir = tempfile::tempdir().unwrap();
     let whole = dir.path().join("whole");
-    end(&mut train(&whole, 1, &[])).succeeded();
+    end(&mut train(&whole, 1, &long)).succeeded();
 
     let broken = dir.path().join("broken");
-    let mut running = Running::start(&mut train(&broken, 2, &[]));
+    let mut running = Running::start(&mut train(&broken, 2, &long));
     running.wait_for_step(6);
     let workers = worker_pids(&broken);
     running.kill();
     workers.iter().for_each(|pid| signal(*pid, "KILL"));
     running.end();
-    end(train(&broken, 1, &[]).arg("--resume")).succeeded();
+    end(train(&broken, 1, &long).arg("--resume")).succeeded();
     audited(&broken);
     assert_eq!(course(&broken), course(&whole));
 }
 
 #[test]
 fn a_signal_ends_a_run_resumably() {
+    // Long enough that the signal comes before its end, on any machine.
+    let long = ["train.epochs=100", "train.window=4", "train.evaluate_every_epochs=50"];
     let dir = tempfile::tempdir().unwrap();
     let whole = dir.path().join("whole");
-    end(&mut train(&whole, 1, &[])).succeeded();
+    end(&mut train(&whole, 1, &long)).succeeded();
 
     let run = dir.path().join("run");
-    let mut running = Running::start(&mut train(&run, 2, &[]));
+    let mut running = Running::start(&mut train(&run, 2, &long));
     running.wait_for_step(2);
     running.signal("TERM");
     let ended = running.end();
     assert_eq!(ended.code, Some(75), "{}", ended.stderr);
     assert_eq!(ended.error(&[]), "error: SIGTERM; go on with --resume");
-    end(train(&run, 3, &[]).arg("--resume")).succeeded();
+    end(train(&run, 3, &long).arg("--resume")).succeeded();
     audited(&run);
     assert_eq!(course(&run), course(&whole));
 }
