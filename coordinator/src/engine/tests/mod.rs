@@ -1,1 +1,12 @@
+//! Scripts of events and effects, and a simulated cluster with integer parameters: no async, no sleep, no clock.
 
+mod admission;
+mod cluster;
+mod commit;
+mod deadlines;
+mod ending;
+mod invariants;
+mod purity;
+mod script;
+mod store;
+mod worker;
