@@ -173,6 +173,7 @@ impl Engine {
         if history.finished && engine.total_steps().is_some_and(|total| engine.ledger.committed().0 >= total) {
             engine.end(ExitCode::Done, "the run is complete already".into());
         }
+        engine.end_epoch_again();
         let effects = engine.outbox.take();
         Ok((engine, effects))
     }

@@ -120,7 +120,9 @@ impl Cluster {
             self.faults_left -= 1;
             return self.fault();
         }
-        if self.workers.is_empty() || self.workers.len() < 4 && self.faults_left > 0 && self.random.below(150) == 0 {
+        let is_short = self.workers.len() < self.recipe.elastic.min_workers as usize && self.random.below(20) == 0;
+        let is_welcome = self.workers.len() < 4 && self.faults_left > 0 && self.random.below(150) == 0;
+        if self.workers.is_empty() || is_short || is_welcome {
             return self.start_worker();
         }
         let streams: Vec<StreamId> = self.workers.keys().copied().collect();

@@ -1,5 +1,6 @@
 //! The invariants of a run under seeded schedules; `tests/store.rs` and `tests/cluster.rs` assert most of them as
 //! they go. A failure names its seed: `LOCKSTEP_SEED=n cargo test -p lockstep-coordinator invariants`.
+//! `LOCKSTEP_SEEDS_TIMES=100` tries a hundred times as many.
 
 use lockstep_proto::ids::Step;
 
@@ -10,7 +11,10 @@ use super::worker::{INITIAL, advance, hash, loss};
 fn seeds(count: u64) -> Vec<u64> {
     match std::env::var("LOCKSTEP_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => vec![seed],
-        None => (1..=count).collect(),
+        None => {
+            let times = std::env::var("LOCKSTEP_SEEDS_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+            (1..=count * times).collect()
+        }
     }
 }
 
@@ -28,8 +32,10 @@ impl Drop for Seed {
 fn finish(seed: u64, num_faults: u32) -> Cluster {
     let _name = Seed(seed);
     let mut recipe = recipe();
-    recipe.train.batch = 8;
     recipe.train.epochs = 5;
+    recipe.train.window = 1 + seed % 7;
+    recipe.elastic.min_workers = 1 + (seed / 3 % 2) as u32;
+    recipe.checkpoint.keep = (seed / 2 % 4) as u32;
     let mut cluster = Cluster::new(seed, recipe, num_faults);
     cluster.run();
     cluster
