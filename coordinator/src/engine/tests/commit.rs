@@ -89,6 +89,12 @@ fn anything_of_an_older_generation_is_refused() {
     for message in [report(old, 1, 1), evaluation(old, 1, 0, 0), FromWorker::Complained(complaint)] {
         assert_eq!(script.hear(2, message), [], "fenced");
     }
+    assert_eq!(
+        committed(&script.hear(1, report(new.generation, 0, 1))),
+        [0u64; 0],
+        "rank 1's old report does not count"
+    );
+    assert_eq!(committed(&script.hear(2, report(new.generation, 1, 1))), [1]);
 }
 
 #[test]

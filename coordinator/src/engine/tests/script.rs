@@ -154,7 +154,7 @@ pub(super) fn step_report(generation: Generation, rank: u32, step: u64) -> StepR
         step: Step(step),
         loss: 2.0,
         wrong: 3,
-        samples: if step % 4 == 0 { 6 } else { 8 },
+        samples: if step.is_multiple_of(4) { 6 } else { 8 },
         digest: 11,
         times: StepTimes { data: 0.0, compute: f64::from(rank), comm: 0.0, wall: 1.0 },
     }
