@@ -4,28 +4,11 @@ mod support;
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, Rank, Step};
-use lockstep_proto::message::{
-    Close, Drain, Finish, FromWorker, Halted, Left, PlanItem, Refused, Source, StepReport, Synced, ToWorker,
-};
+use lockstep_proto::message::{Drain, Finish, FromWorker, Left, PlanItem, Refused, Source, ToWorker};
 use lockstep_proto::transfer::UploadPart;
 use lockstep_worker::checkpoint;
 use lockstep_worker::session::Signal;
 use support::*;
-
-fn reported(message: Option<FromWorker>) -> StepReport {
-    match message {
-        Some(FromWorker::Reported(report)) => report,
-        other => panic!("expected a report, got {other:?}"),
-    }
-}
-
-fn synced(generation: u64, state_sha256: String) -> Option<FromWorker> {
-    Some(FromWorker::Synced(Synced { generation: Generation(generation), state_sha256 }))
-}
-
-fn halted(generation: u64, state: Option<lockstep_proto::ids::StateId>) -> Option<FromWorker> {
-    Some(FromWorker::Halted(Halted { generation: Generation(generation), state }))
-}
 
 fn committed(generation: u64, step: u64) -> ToWorker {
     ToWorker::Committed { generation: Generation(generation), step: Step(step) }
@@ -192,7 +175,7 @@ async fn close_is_answered_with_the_state_held_and_old_plans_are_refused() {
     assert_eq!(stream.next().await, synced(1, hash_after(0, 1)));
     stream.say(plan(1, [step(1)])).await;
     assert_eq!(reported(stream.next().await).step, Step(1));
-    stream.say(ToWorker::Close(Close { generation: Generation(1), reason: "someone joined".into() })).await;
+    stream.say(close(1)).await;
     assert_eq!(stream.next().await, halted(1, Some(base(1, 1))));
     stream.say(plan(1, [step(2)])).await;
     stream.say(open(2, base(1, 1), Source::Held, "w", &ready.addresses)).await;
@@ -231,7 +214,7 @@ async fn without_the_run_directory_checkpoints_go_through_the_coordinator_both_w
     assert!(matches!(stream.next().await, Some(FromWorker::CheckpointSaved(saved)) if saved.dir == "step-1"));
 
     // Back to it, as after the loss of everyone.
-    stream.say(ToWorker::Close(Close { generation: Generation(1), reason: "rollback".into() })).await;
+    stream.say(close(1)).await;
     assert_eq!(stream.next().await, halted(1, Some(base(1, 1))));
     let source = Source::Checkpoint { dir: "step-1".into() };
     stream.say(open(2, base(1, 1), source, "w", &ready.addresses)).await;

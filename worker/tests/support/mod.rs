@@ -11,8 +11,8 @@ use lockstep_collective::{Collective, Lane, Op, Solo};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, Lineage, Rank, SampleRange, StateId, Step, WorkerId};
 use lockstep_proto::message::{
-    DataIdentity, FromWorker, Hello, Member, Open, Plan, PlanItem, Ready, Sha256, Source, StepPlan, StepTimes,
-    ToWorker, Welcome,
+    Close, DataIdentity, FromWorker, Halted, Hello, Member, Open, Plan, PlanItem, Ready, Sha256, Source, StepPlan,
+    StepReport, StepTimes, Synced, ToWorker, Welcome,
 };
 use lockstep_proto::recipe::Recipe;
 use lockstep_proto::transfer::{DownloadPart, UploadPart};
@@ -369,17 +369,23 @@ pub fn base(generation: u64, step: u64) -> StateId {
 
 /// A generation of one worker's replicas.
 pub fn open(generation: u64, base: StateId, source: Source, worker: &str, addresses: &[String]) -> ToWorker {
-    let members = (0..).zip(addresses).map(|(index, address)| Member {
-        rank: Rank(index),
-        worker: WorkerId(worker.into()),
-        replica: index,
-        address: address.clone(),
-    });
+    open_world(generation, base, source, &[(worker, addresses)])
+}
+
+/// A generation of several workers; rank 0 leads.
+pub fn open_world(generation: u64, base: StateId, source: Source, workers: &[(&str, &[String])]) -> ToWorker {
+    let mut members = Vec::new();
+    for (worker, addresses) in workers {
+        for (replica, address) in (0..).zip(*addresses) {
+            let rank = Rank(members.len() as u32);
+            members.push(Member { rank, worker: WorkerId((*worker).into()), replica, address: address.clone() });
+        }
+    }
     ToWorker::Open(Open {
         generation: Generation(generation),
         lineage: Lineage(1),
         base,
-        members: members.collect(),
+        members,
         leader: Rank(0),
         source,
         rendezvous: "rendezvous".into(),
@@ -435,4 +441,24 @@ pub async fn serve(folder: &Path, parts: mpsc::Sender<Result<pb::DownloadPart, S
         parts.send(Ok(DownloadPart::File { name, bytes: bytes.len() as u64 }.into())).await.unwrap();
         parts.send(Ok(DownloadPart::Chunk { bytes }.into())).await.unwrap();
     }
+}
+
+#[track_caller]
+pub fn reported(message: Option<FromWorker>) -> StepReport {
+    match message {
+        Some(FromWorker::Reported(report)) => report,
+        other => panic!("expected a report, got {other:?}"),
+    }
+}
+
+pub fn synced(generation: u64, state_sha256: String) -> Option<FromWorker> {
+    Some(FromWorker::Synced(Synced { generation: Generation(generation), state_sha256 }))
+}
+
+pub fn halted(generation: u64, state: Option<StateId>) -> Option<FromWorker> {
+    Some(FromWorker::Halted(Halted { generation: Generation(generation), state }))
+}
+
+pub fn close(generation: u64) -> ToWorker {
+    ToWorker::Close(Close { generation: Generation(generation), reason: "a test".into() })
 }
