@@ -13,6 +13,9 @@ const NORM_BYTES: usize = 256 << 10;
 
 /// Seconds of each of `repetitions` sums of `num_elements` floats over all ranks, one partial a rank, each after a
 /// barrier. Three more go before, unmeasured.
+///
+/// Of each repetition the time of the slowest rank, the same on all: whoever leaves the barrier last finds the others'
+/// messages there already, and alone would measure no latency at all.
 pub fn all_reduce(
     collective: &dyn Collective,
     num_elements: usize,
@@ -31,6 +34,12 @@ pub fn all_reduce(
         collective.reduce_f32(&op("benchmark"), &layout, &[&input], &mut out)?;
         if index as usize >= WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let op = Op { lane, step: Step(0), name: "benchmark times", index: 0 };
+    for times in collective.all_gather(&op, bytemuck::cast_slice(&seconds))? {
+        for (slowest, time) in seconds.iter_mut().zip(times.chunks_exact(size_of::<f64>())) {
+            *slowest = slowest.max(bytemuck::pod_read_unaligned(time));
         }
     }
     Ok(seconds)
