@@ -81,7 +81,11 @@ async fn ask(url: &str, token: Option<&str>) -> Result<Status, Failure> {
     let usage = |what: String| Failure::new(ExitCode::Usage, format!("{url}: {what}; expected http://HOST:PORT"));
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| usage(error.to_string()))?;
     let channel = endpoint.connect_timeout(DEADLINE).timeout(DEADLINE).connect().await.map_err(|error| {
-        let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        // The outer errors say "transport error"; the innermost says what happened.
+        let mut why: &dyn std::error::Error = &error;
+        while let Some(inner) = why.source() {
+            why = inner;
+        }
         Failure::new(ExitCode::Unavailable, format!("cannot reach a coordinator at {url}: {why}"))
     })?;
     let mut request = tonic::Request::new(pb::StatusRequest {});
