@@ -39,7 +39,7 @@ impl Applier {
                 event(tx, now, "left", Some(worker), json!({ "reason": reason }))
             }
             Record::Opened { generation, lineage, base, members } => {
-                opened(tx, now, *generation, *lineage, *base, members)
+                opened(tx, now, (*generation, *lineage), *base, members)
             }
             Record::Committed(step) => self.committed(tx, now, step),
             Record::Evaluated { epoch, step, generation, world_size, loss, error, error_top5 } => {
@@ -172,8 +172,7 @@ fn left(tx: &Transaction<'_>, now: f64, worker: &WorkerId, reason: &str) -> rusq
 fn opened(
     tx: &Transaction<'_>,
     now: f64,
-    generation: Generation,
-    lineage: Lineage,
+    (generation, lineage): (Generation, Lineage),
     base: StateId,
     members: &[Member],
 ) -> rusqlite::Result<()> {
