@@ -28,8 +28,8 @@ pub fn demo(system: &System) -> Result<()> {
 fn last(csv: &str, column: &str) -> Option<String> {
     let mut lines = csv.lines();
     let index = lines.next()?.split(',').position(|name| name == column)?;
-    let values = lines.filter_map(|line| line.split(',').nth(index));
-    values.filter(|value| !value.is_empty()).last().map(str::to_owned)
+    let mut values = lines.filter_map(|line| line.split(',').nth(index));
+    values.rfind(|value| !value.is_empty()).map(str::to_owned)
 }
 
 #[cfg(test)]

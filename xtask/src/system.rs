@@ -80,7 +80,7 @@ impl System {
         let wanted = manifest
             .lines()
             .find_map(|line| line.trim().strip_prefix("rust-version = \""))
-            .and_then(|rest| version(rest))
+            .and_then(version)
             .context("Cargo.toml names no rust-version")?;
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let found = output(Command::new(rustc).arg("--version"))?;
