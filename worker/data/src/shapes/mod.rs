@@ -21,10 +21,6 @@ use random::Random;
 pub const SHAPE: [usize; 3] = [32, 32, 3];
 /// Number of classes.
 pub const NUM_CLASSES: u32 = 10;
-/// Training samples, unless `data.limit` asks for fewer.
-pub const NUM_TRAIN: u64 = 10_000;
-/// Test samples, unless `data.test_limit` asks for fewer.
-pub const NUM_TEST: u64 = 2_000;
 
 const SIDE: usize = SHAPE[0];
 /// Units of length in a pixel.
@@ -32,10 +28,11 @@ const PIXEL: i32 = 64;
 /// Where the 3 × 3 points of a pixel lie that decide how much of it a figure covers.
 const POINTS: [i32; 3] = [11, 32, 53];
 
-/// Draws both splits, the first `data.limit` and `data.test_limit` samples of them.
+/// Draws both splits: `data.train_size` and `data.test_size` samples, or the first `data.limit` and `data.test_limit` of
+/// them. A larger set begins with the smaller one.
 pub fn generate(data: &recipe::Data) -> (Samples, Samples) {
     let count = |limit: u64, whole: u64| if limit == 0 { whole } else { limit.min(whole) };
-    (split(0, count(data.limit, NUM_TRAIN)), split(1, count(data.test_limit, NUM_TEST)))
+    (split(0, count(data.limit, data.train_size)), split(1, count(data.test_limit, data.test_size)))
 }
 
 fn split(stream: u64, num_samples: u64) -> Samples {
@@ -169,7 +166,7 @@ mod tests {
     #[test]
     fn the_whole_set_is_the_same_bytes_as_ever() {
         let (train, test) = generate(&recipe::Data::default());
-        assert_eq!((train.len(), test.len()), (NUM_TRAIN, NUM_TEST));
+        assert_eq!((train.len(), test.len()), (10_000, 2_000));
         assert_eq!(fingerprint(&train, &test), "7ae31613294c7f84c094a91acbaf69b9395c9a486b3d154202a34c7895d9baff");
     }
 
