@@ -32,17 +32,21 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Join a run and compute for it until it is over
-    #[command(after_help = "Leaves politely on SIGTERM, SIGINT or SIGUSR1: finishes the step in hand, then exits with \
+    #[command(
+        after_help = "Leaves politely on SIGTERM, SIGINT or SIGUSR1: finishes the step in hand, then exits with \
                             75. A second signal leaves at once.\n\nExample:\n  \
-                            lockstep-worker worker --coordinator http://10.0.0.1:7000 --devices cpu,cpu")]
+                            lockstep-worker worker --coordinator http://10.0.0.1:7000 --devices cpu,cpu"
+    )]
     Worker(WorkerArgs),
     /// Evaluate a checkpoint on the whole test set
     #[command(after_help = "Example:\n  lockstep-worker eval runs/resnet20/latest/checkpoints/step-1000")]
     Eval(EvalArgs),
     /// Write the model of a checkpoint as one safetensors file, for other programs
-    #[command(after_help = "Names are torch-like (`stage1.0.conv1.weight`), shapes logical: convolutions are [out, in, \
+    #[command(
+        after_help = "Names are torch-like (`layer1.0.conv1.weight`), shapes logical: convolutions are [out, in, \
                             height, width].\n\nExample:\n  \
-                            lockstep-worker export runs/resnet20/latest/checkpoints/step-1000 --out resnet20.safetensors")]
+                            lockstep-worker export runs/resnet20/latest/checkpoints/step-1000 --out resnet20.safetensors"
+    )]
     Export(ExportArgs),
     /// Measure this machine; prints JSON lines
     #[command(subcommand)]
@@ -272,7 +276,9 @@ mod tests {
     #[test]
     fn every_flag_is_an_environment_variable_too() {
         fn check(command: &clap::Command) {
-            for argument in command.get_arguments().filter(|argument| !argument.is_positional() && !argument.is_hide_set()) {
+            for argument in
+                command.get_arguments().filter(|argument| !argument.is_positional() && !argument.is_hide_set())
+            {
                 let id = argument.get_id().as_str();
                 if ["help", "version", "set"].contains(&id) {
                     continue; // `set` would need a syntax of its own

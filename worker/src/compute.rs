@@ -13,7 +13,7 @@ use crate::exit::Exit;
 /// One tensor by name: little endian, logical (NCHW) order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Named {
-    /// Stable, torch-like: `stage1.0.conv1.weight`.
+    /// Stable, torch-like: `layer1.0.conv1.weight`.
     pub name: String,
     /// Element type.
     pub dtype: Dtype,

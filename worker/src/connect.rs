@@ -142,7 +142,8 @@ impl Coordinator {
             Some(ToWorker::Refused(refused)) => Err(Failure::Final(Exit::new(refused.code, refused.reason))),
             Some(ToWorker::Finish(finish)) => Err(Failure::Final(Exit::new(finish.code, finish.reason))),
             Some(_) => {
-                let reason = format!("coordinator {} did not answer hello with welcome; use the same version", self.url);
+                let reason =
+                    format!("coordinator {} did not answer hello with welcome; use the same version", self.url);
                 Err(Failure::Final(Exit::new(ExitCode::Protocol, reason)))
             }
             None => Err(Failure::Again("it hung up".into())),
@@ -153,9 +154,13 @@ impl Coordinator {
         let (url, message) = (&self.url, status.message());
         match status.code() {
             Code::Unauthenticated | Code::PermissionDenied => {
-                format!("coordinator {url} does not know this worker: {message}; give its token by --token or LOCKSTEP_TOKEN")
+                format!(
+                    "coordinator {url} does not know this worker: {message}; give its token by --token or LOCKSTEP_TOKEN"
+                )
             }
-            Code::Unimplemented => format!("coordinator {url} speaks another protocol: {message}; use the same version"),
+            Code::Unimplemented => {
+                format!("coordinator {url} speaks another protocol: {message}; use the same version")
+            }
             _ => format!("coordinator {url}: {message}"),
         }
     }

@@ -76,7 +76,9 @@ pub fn run(args: &EvalArgs) -> Result<(), Exit> {
         println!("{}", serde_json::to_string(&evaluation).unwrap_or_default());
     } else {
         let Evaluation { step, epoch, loss, error, error_top5, samples, .. } = evaluation;
-        println!("step {step}, epoch {epoch}: loss {loss:.4}, error {error:.4}, top-5 error {error_top5:.4} on {samples} test images");
+        println!(
+            "step {step}, epoch {epoch}: loss {loss:.4}, error {error:.4}, top-5 error {error_top5:.4} on {samples} test images"
+        );
     }
     Ok(())
 }

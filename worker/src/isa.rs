@@ -23,7 +23,8 @@ fn capped(detected: usize, cap: Option<&str>) -> Result<&'static str, Exit> {
     };
     if wanted > detected {
         let has = LADDER[detected];
-        let reason = format!("LOCKSTEP_ISA asks for {name}, but this CPU goes no further than {has}; unset it or use {has}");
+        let reason =
+            format!("LOCKSTEP_ISA asks for {name}, but this CPU goes no further than {has}; unset it or use {has}");
         return Err(Exit::new(ExitCode::Config, reason));
     }
     Ok(LADDER[wanted])

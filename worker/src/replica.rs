@@ -131,9 +131,8 @@ impl Handle {
         let slot = Arc::clone(&abort);
         let thread = std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || {
             let events = shared.events.clone();
-            let result = build().and_then(|compute| {
-                Replica { index, listener, shared, abort: slot, compute, world: None }.run(&queue)
-            });
+            let result = build()
+                .and_then(|compute| Replica { index, listener, shared, abort: slot, compute, world: None }.run(&queue));
             if let Err(error) = result {
                 let exit = match error {
                     ComputeError::Fatal(exit) => exit,
@@ -214,7 +213,10 @@ impl Replica {
         self.leave();
         let open = &opening.open;
         let Some(rank) = rank_of(open, &self.shared.worker, self.index) else {
-            let reason = format!("generation {} has no rank for replica {} of {}", open.generation, self.index, self.shared.worker);
+            let reason = format!(
+                "generation {} has no rank for replica {} of {}",
+                open.generation, self.index, self.shared.worker
+            );
             return Err(ComputeError::fatal(ExitCode::Software, reason));
         };
         let result = self.connect(open, rank).and_then(|collective| {

@@ -42,7 +42,8 @@ pub fn sync(
     let mine = compute.sha256();
     let hashes = collective.all_gather(&op("state hashes"), mine.as_bytes())?;
     let leaders = &hashes[open.leader.0 as usize];
-    let others: Vec<String> = (0..).zip(&hashes).filter(|(_, hash)| *hash != leaders).map(|(rank, _): (u32, _)| rank.to_string()).collect();
+    let others: Vec<String> =
+        (0..).zip(&hashes).filter(|(_, hash)| *hash != leaders).map(|(rank, _): (u32, _)| rank.to_string()).collect();
     if !others.is_empty() {
         let reason = format!(
             "after synchronising {} the state of rank {} differs from that of rank {}, the leader: \

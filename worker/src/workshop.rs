@@ -43,5 +43,6 @@ impl Workshop for CpuWorkshop {
 /// # Errors
 /// Missing (66) or wrong (65).
 pub fn open_data(recipe: &Recipe) -> Result<Arc<dyn Dataset>, Exit> {
-    lockstep_data::open(&recipe.data, recipe.train.seed).map_err(|error| Exit::new(error.exit_code(), error.to_string()))
+    lockstep_data::open(&recipe.data, recipe.train.seed)
+        .map_err(|error| Exit::new(error.exit_code(), error.to_string()))
 }

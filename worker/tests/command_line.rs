@@ -1,4 +1,5 @@
 //! The executable: messages and exit codes.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
 use std::process::{Command, Output};
 

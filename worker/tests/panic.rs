@@ -1,4 +1,5 @@
 //! A panic anywhere ends the process with 70.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
 //! A worker process against a coordinator that follows a script; integers in place of tensors.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
 mod support;
 

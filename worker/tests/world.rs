@@ -1,4 +1,5 @@
 //! Several ranks over TCP, in one process and in two, against a coordinator that follows a script.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
 mod support;
 

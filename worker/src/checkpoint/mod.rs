@@ -26,8 +26,8 @@ use crate::exit::Exit;
 
 pub use read::{Loaded, read, recipe_of};
 pub use transfer::{Depot, RemoteDepot};
-pub(crate) use write::{replace, serialize};
 pub use write::{dir_name, write};
+pub(crate) use write::{replace, serialize};
 pub use writer::{Place, Writer};
 
 /// File of parameters and running statistics.

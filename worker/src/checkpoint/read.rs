@@ -48,12 +48,7 @@ fn tensors(path: &Path) -> Result<Vec<Named>, CheckpointError> {
             safetensors::Dtype::F64 => Dtype::F64,
             other => return Err(refuse(format!("tensor {name} is {other:?}; only F32 and F64 are written here"))),
         };
-        tensors.push(Named {
-            name: name.to_owned(),
-            dtype,
-            shape: view.shape().to_vec(),
-            bytes: view.data().to_vec(),
-        });
+        tensors.push(Named { name: name.to_owned(), dtype, shape: view.shape().to_vec(), bytes: view.data().to_vec() });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(tensors)

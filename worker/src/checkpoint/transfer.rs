@@ -125,10 +125,11 @@ impl RemoteDepot {
         let (parts, stream) = mpsc::channel(4);
         let coordinator = self.coordinator.clone();
         let call = self.runtime.spawn(async move {
-            let upload = async {
-                coordinator.client().await?.upload_checkpoint(ReceiverStream::new(stream)).await.map(drop)
-            };
-            tokio::time::timeout(DEADLINE, upload).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no end in sight")))
+            let upload =
+                async { coordinator.client().await?.upload_checkpoint(ReceiverStream::new(stream)).await.map(drop) };
+            tokio::time::timeout(DEADLINE, upload)
+                .await
+                .unwrap_or_else(|_| Err(Status::deadline_exceeded("no end in sight")))
         });
         // When the call has ended early nobody takes parts any more; its own status says why.
         let sent = feed(folder, header, &parts);

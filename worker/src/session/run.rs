@@ -173,7 +173,12 @@ impl<W: Workshop> Session<W> {
                     Ok(run) => run,
                     Err(exit) => return Some(exit),
                 };
-                tracing::info!(run = run.welcome.run_id, isa = run.welcome.isa, "joined {}", self.config.coordinator.url());
+                tracing::info!(
+                    run = run.welcome.run_id,
+                    isa = run.welcome.isa,
+                    "joined {}",
+                    self.config.coordinator.url()
+                );
                 if let Err(exit) = self.workshop.limit_isa(&run.welcome.isa) {
                     return Some(exit);
                 }

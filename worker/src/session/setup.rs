@@ -105,7 +105,8 @@ impl Run {
         (data, identity): (W::Data, DataIdentity),
         events: &UnboundedSender<Event>,
     ) -> Result<(), Exit> {
-        let no_thread = |error: std::io::Error| Exit::new(ExitCode::Software, format!("cannot start a thread: {error}"));
+        let no_thread =
+            |error: std::io::Error| Exit::new(ExitCode::Software, format!("cannot start a thread: {error}"));
         let writer = {
             let events = events.clone();
             Writer::spawn(self.place.clone(), move |snapshot, result| {
@@ -126,7 +127,10 @@ impl Run {
         });
         for index in 0..config.devices.len() as u32 {
             let listener = Listener::bind(&config.advertise).map_err(|error| {
-                Exit::new(ExitCode::CantCreate, format!("{error}; is --advertise {} an address of this machine?", config.advertise))
+                Exit::new(
+                    ExitCode::CantCreate,
+                    format!("{error}; is --advertise {} an address of this machine?", config.advertise),
+                )
             })?;
             let address = listener.address();
             let (workshop, recipe, data) = (Arc::clone(workshop), self.recipe.clone(), data.clone());
@@ -159,8 +163,7 @@ impl Run {
 fn seen(welcome: &Welcome) -> Option<PathBuf> {
     let run_dir = Path::new(&welcome.run_dir);
     let nonce = std::fs::read_to_string(run_dir.join(".nonce")).ok()?;
-    (!nonce.trim().is_empty() && nonce.trim() == welcome.run_nonce.trim())
-        .then(|| run_dir.to_owned())
+    (!nonce.trim().is_empty() && nonce.trim() == welcome.run_nonce.trim()).then(|| run_dir.to_owned())
 }
 
 fn saved(snapshot: &Snapshot, result: Result<Saved, CheckpointError>) -> Option<Event> {

@@ -38,12 +38,15 @@ pub struct Integer {
     steps: Steps,
 }
 
+/// A step that waits until its sender speaks or is dropped.
+type Held = (Step, std::sync::mpsc::Receiver<()>);
+
 /// Lets a test see each step begin, and hold it.
 #[derive(Clone)]
 pub struct Steps {
     begun: mpsc::UnboundedSender<Step>,
     /// Steps that wait for the test.
-    held: Arc<Mutex<Vec<(Step, std::sync::mpsc::Receiver<()>)>>>,
+    held: Arc<Mutex<Vec<Held>>>,
 }
 
 impl Steps {
