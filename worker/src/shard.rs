@@ -44,14 +44,4 @@ impl Shard {
         let chunks = own.map(|i| split::chunk_positions(plan.batch, chunk, i)).collect();
         Self { chunks, layout, local, counts: plan.shards.clone(), num_chunks }
     }
-
-    /// Samples of this rank.
-    pub fn len(&self) -> u64 {
-        self.chunks.iter().map(|range| range.len).sum()
-    }
-
-    /// Whether this rank has no samples in this step: it takes part in every collective all the same.
-    pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-    }
 }

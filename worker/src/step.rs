@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use lockstep_collective::{Collective, CollectiveError, Lane, Solo};
+use lockstep_collective::{Collective, CollectiveError, Solo};
 use lockstep_data::Loader;
 use lockstep_proto::ids::{Generation, SampleRange, StateId, Step};
 use lockstep_proto::message::{StepPlan, StepTimes};
@@ -53,8 +53,8 @@ pub enum StepError {
 
 /// Everything but the state that steps need; `A` is the number type of the weights.
 pub struct Stepper<A> {
-    pub(crate) program: Program,
-    pub(crate) layout: FlatLayout,
+    pub(crate) program: Arc<Program>,
+    pub(crate) layout: Arc<FlatLayout>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) chunks: Vec<Chunk<A>>,
     pub(crate) loader: Loader,
@@ -78,16 +78,22 @@ struct Layer<A> {
     forward: Vec<Forward<A>>,
 }
 
-/// Seconds spent waiting for others.
-#[derive(Default)]
-struct Clock {
+/// What the parts of one step share.
+struct Pass<A> {
+    meeting: Meeting,
+    /// The vector region of the master weights: biases, γ and β.
+    vectors: Vec<A>,
+    /// Samples of the global batch.
+    batch: u64,
+    /// Seconds spent on communication that compute did not hide.
     comm: f64,
 }
 
-impl Clock {
-    fn comm<T>(&mut self, f: impl FnOnce() -> T) -> T {
+impl<A> Pass<A> {
+    /// Runs what waits for other ranks, and counts its seconds.
+    fn wait<T>(&mut self, f: impl FnOnce(&Meeting) -> T) -> T {
         let start = Instant::now();
-        let out = f();
+        let out = f(&self.meeting);
         self.comm += start.elapsed().as_secs_f64();
         out
     }
@@ -119,8 +125,8 @@ impl<A: Number> Stepper<A> {
             collective,
             buckets: Buckets::new(&program, &layout, recipe.train.bucket_bytes),
             shard: None,
-            program,
-            layout,
+            program: Arc::new(program),
+            layout: Arc::new(layout),
             loader,
             recipe: recipe.clone(),
         })
@@ -144,24 +150,23 @@ impl<A: Number> Stepper<A> {
         plan: &StepPlan,
     ) -> Result<StepOutcome, StepError> {
         let started = Instant::now();
-        let mut clock = Clock::default();
         let train = &self.recipe.train;
         let shard = Shard::new(plan, self.collective.rank(), train.chunk, train.reduction, self.shard.as_ref());
-        let meeting = self.meeting(&shard, plan.step);
-        let vectors = self.vectors(state)?;
+        let (meeting, vectors) = (self.meeting(&shard, plan.step), self.vectors(state)?);
+        let mut pass = Pass { meeting, vectors, batch: plan.batch.len, comm: 0.0 };
 
         self.take_weights(state)?;
         let data = self.load(state, plan, &shard)?;
-        let layers = self.forward(&meeting, &vectors, plan.batch.len, &mut clock)?;
+        let layers = self.forward(&mut pass)?;
         let counts = self.loss(plan.batch.len)?;
-        let totals = self.totals(&meeting, &counts, &mut clock)?;
+        let totals = self.totals(&mut pass, &counts)?;
         if !totals.loss.is_finite() {
             let (step, epoch, positions) = (plan.step, plan.epoch.0, plan.batch);
             return Err(StepError::NotFinite { step, loss: totals.loss, epoch, positions });
         }
-        self.backward(&meeting, &vectors, &layers, plan.batch.len, &mut clock)?;
-        let running = self.running(&meeting, &layers, plan.batch.len, &mut clock)?;
-        clock.comm += self.reducer.wait(&mut self.buckets)?;
+        self.backward(&mut pass, &layers)?;
+        let running = self.running(&mut pass, &layers)?;
+        let comm = pass.comm + self.reducer.wait(&mut self.buckets)?;
 
         // From here on nothing can fail but this machine: every rank has the whole sum.
         self.take_gradient()?;
@@ -172,7 +177,7 @@ impl<A: Number> Stepper<A> {
         self.shard = Some(shard);
 
         let wall = started.elapsed().as_secs_f64();
-        let times = StepTimes { data, compute: (wall - data - clock.comm).max(0.0), comm: clock.comm, wall };
+        let times = StepTimes { data, compute: (wall - data - comm).max(0.0), comm, wall };
         Ok(StepOutcome {
             loss: totals.loss / plan.batch.len as f64,
             wrong: totals.wrong,
@@ -227,7 +232,8 @@ impl<A: Number> Stepper<A> {
                 view_of(flat, &self.program, &self.layout, ParamId(i))
             };
             let weights = self.program.params.iter().enumerate().map(view).collect::<Result<_, _>>()?;
-            self.chunks.push(Chunk::new(&self.program, &self.layout, weights, self.kind));
+            let (program, layout) = (Arc::clone(&self.program), Arc::clone(&self.layout));
+            self.chunks.push(Chunk::new(program, layout, weights, self.kind));
         }
         self.chunks.truncate(num_chunks);
         Ok(())
@@ -250,25 +256,18 @@ impl<A: Number> Stepper<A> {
     }
 
     /// Every chunk through every segment; between two segments they meet.
-    fn forward(
-        &mut self,
-        meeting: &Meeting,
-        vectors: &[A],
-        batch: u64,
-        clock: &mut Clock,
-    ) -> Result<Vec<Option<Layer<A>>>, StepError> {
+    fn forward(&mut self, pass: &mut Pass<A>) -> Result<Vec<Option<Layer<A>>>, StepError> {
         let mut layers: Vec<Option<Layer<A>>> = self.program.norms.iter().map(|_| None).collect();
         for segment in &self.segments {
             let entered = segment.enters.and_then(|op| self.program.norm_at(op)).and_then(|n| layers[n.0].as_ref());
-            let program = &self.program;
             self.chunks.par_iter_mut().with_max_len(1).enumerate().try_for_each(|(i, chunk)| {
                 let coefficients = entered.and_then(|layer| layer.forward.get(i).or(layer.forward.first()));
-                chunk.forward(program, segment, coefficients)
+                chunk.forward(segment, coefficients)
             })?;
             let Some(norm) = segment.meets.and_then(|op| self.program.norm_at(op)) else { continue };
-            let statistics = self.statistics(meeting, norm, segment, batch, clock)?;
+            let statistics = self.statistics(pass, norm, segment)?;
             let layer = &self.program.norms[norm.0];
-            let (gamma, beta) = (self.vector(vectors, layer.gamma), self.vector(vectors, layer.beta));
+            let (gamma, beta) = (self.vector(&pass.vectors, layer.gamma), self.vector(&pass.vectors, layer.beta));
             let forward = statistics.iter().map(|s| forward(s, gamma, beta)).collect();
             layers[norm.0] = Some(Layer { statistics, forward });
         }
@@ -276,29 +275,22 @@ impl<A: Number> Stepper<A> {
     }
 
     /// Statistics over the scope: one for all chunks, or one a chunk.
-    fn statistics(
-        &self,
-        meeting: &Meeting,
-        norm: NormId,
-        segment: &Segment,
-        batch: u64,
-        clock: &mut Clock,
-    ) -> Result<Vec<Statistics>, StepError> {
+    fn statistics(&self, pass: &mut Pass<A>, norm: NormId, segment: &Segment) -> Result<Vec<Statistics>, StepError> {
         let eps = self.recipe.model.bn_eps;
         let pixels = self.pixels(segment);
-        if meeting.scope == Scope::Chunk {
+        if pass.meeting.scope == Scope::Chunk {
             let of = |c: &Chunk<A>| Statistics::from_sums(&c.message, c.len() as f64 * pixels, eps);
             return Ok(self.chunks.iter().map(of).collect());
         }
         let messages = self.chunks.iter().map(|chunk| chunk.message.clone()).collect();
         let len = 2 * self.program.norms[norm.0].channels;
-        let sums = clock.comm(|| meeting.add("statistics of norm layer", norm.0, messages, len))?;
-        Ok(vec![Statistics::from_sums(&sums, self.scope_samples(meeting, batch) * pixels, eps)])
+        let sums = pass.wait(|m| m.add(m.op("statistics of norm layer", norm.0), messages, len))?;
+        Ok(vec![Statistics::from_sums(&sums, self.scope_samples(pass) * pixels, eps)])
     }
 
-    fn scope_samples(&self, meeting: &Meeting, batch: u64) -> f64 {
-        match meeting.scope {
-            Scope::Global => batch as f64,
+    fn scope_samples(&self, pass: &Pass<A>) -> f64 {
+        match pass.meeting.scope {
+            Scope::Global => pass.batch as f64,
             Scope::Rank | Scope::Chunk => self.chunks.iter().map(Chunk::len).sum::<usize>() as f64,
         }
     }
@@ -325,78 +317,63 @@ impl<A: Number> Stepper<A> {
     }
 
     /// Loss, errors and digest over the global batch. Counts are exact in f64; a digest travels as four 16-bit parts.
-    fn totals(&self, meeting: &Meeting, counts: &[Counts], clock: &mut Clock) -> Result<Totals, StepError> {
+    fn totals(&self, pass: &mut Pass<A>, counts: &[Counts]) -> Result<Totals, StepError> {
         let message = |(chunk, counts): (&Chunk<A>, &Counts)| {
             let parts = (0..4).map(|i| ((chunk.digest >> (16 * i)) & 0xffff) as f64);
             [counts.loss, counts.wrong as f64].into_iter().chain(parts).collect()
         };
         let messages: Vec<Vec<f64>> = self.chunks.iter().zip(counts).map(message).collect();
-        let sums = clock.comm(|| meeting.over_ranks(Lane::Norm, "loss and digest", 0, messages, 6))?;
+        let sums = pass.wait(|m| m.over_ranks(m.op("loss and digest", 0), messages, 6))?;
         let digest = (0..4).fold(0u64, |sum, i| sum.wrapping_add((sums[2 + i] as u64) << (16 * i)));
         Ok(Totals { loss: sums[0], wrong: sums[1] as u64, digest })
     }
 
     /// Every chunk back through every segment. A parameter whose gradient is finished in all chunks goes into its
     /// bucket, a full bucket on its way.
-    fn backward(
-        &mut self,
-        meeting: &Meeting,
-        vectors: &[A],
-        layers: &[Option<Layer<A>>],
-        batch: u64,
-        clock: &mut Clock,
-    ) -> Result<(), StepError> {
+    fn backward(&mut self, pass: &mut Pass<A>, layers: &[Option<Layer<A>>]) -> Result<(), StepError> {
         let has_chunks = !self.chunks.is_empty();
-        self.buckets.begin(meeting.layout.num_partials(self.collective.rank()), has_chunks);
+        self.buckets.begin(pass.meeting.layout.num_partials(self.collective.rank()), has_chunks);
         let mut met: Vec<Backward<A>> = Vec::new();
         for s in (0..self.segments.len()).rev() {
             let segment = &self.segments[s];
             let entered = segment.enters.and_then(|op| self.program.norm_at(op));
             let layer = entered.and_then(|norm| layers[norm.0].as_ref());
-            let (program, layout) = (&self.program, &self.layout);
             self.chunks.par_iter_mut().with_max_len(1).enumerate().try_for_each(|(i, chunk)| {
                 let coefficients = met.get(i).or(met.first());
                 let statistics = layer.and_then(|l| l.statistics.get(i).or(l.statistics.first()));
                 let forward = layer.and_then(|l| l.forward.get(i).or(l.forward.first()));
                 let mean = forward.map(|f| &f.0[..f.0.len() / 3]);
-                chunk.backward(program, layout, segment, coefficients, mean)?;
+                chunk.backward(segment, coefficients, mean)?;
                 if let (Some(norm), Some(statistics)) = (entered, statistics) {
-                    chunk.finish_norm(program, layout, norm, statistics);
+                    chunk.finish_norm(norm, statistics);
                 }
                 Ok::<(), TorchError>(())
             })?;
-            self.send_finished(s, meeting)?;
+            self.send_finished(s, &pass.meeting)?;
             if let (Some(norm), Some(layer)) = (entered, layer) {
-                met = self.met(meeting, norm, layer, vectors, batch, clock)?;
+                met = self.met(pass, norm, layer)?;
             }
         }
-        let last = self.buckets.add_vectors(&self.chunks, &meeting.local);
-        self.reducer.send(&mut self.buckets, last, meeting.step, &meeting.layout)?;
+        let last = self.buckets.add_vectors(&self.chunks, &pass.meeting.local);
+        self.reducer.send(&mut self.buckets, last, pass.meeting.step, &pass.meeting.layout)?;
         self.chunks.iter_mut().for_each(Chunk::clear);
         Ok(())
     }
 
     /// Coefficients of a norm's gradient, from the gated sums over its scope.
-    fn met(
-        &self,
-        meeting: &Meeting,
-        norm: NormId,
-        layer: &Layer<A>,
-        vectors: &[A],
-        batch: u64,
-        clock: &mut Clock,
-    ) -> Result<Vec<Backward<A>>, StepError> {
-        let gamma = self.vector(vectors, self.program.norms[norm.0].gamma);
-        if meeting.scope == Scope::Chunk {
+    fn met(&self, pass: &mut Pass<A>, norm: NormId, layer: &Layer<A>) -> Result<Vec<Backward<A>>, StepError> {
+        let gamma = self.vector(&pass.vectors, self.program.norms[norm.0].gamma).to_vec();
+        if pass.meeting.scope == Scope::Chunk {
             let each = self.chunks.iter().zip(&layer.statistics);
-            return Ok(each.map(|(chunk, s)| backward(s, gamma, &chunk.message)).collect());
+            return Ok(each.map(|(chunk, s)| backward(s, &gamma, &chunk.message)).collect());
         }
-        if meeting.scope == Scope::Rank && self.scope_samples(meeting, batch) == 0.0 {
+        if pass.meeting.scope == Scope::Rank && self.scope_samples(pass) == 0.0 {
             return Ok(Vec::new());
         }
         let messages = self.chunks.iter().map(|chunk| chunk.message.clone()).collect();
-        let sums = clock.comm(|| meeting.add("gradient sums of norm layer", norm.0, messages, 2 * gamma.len()))?;
-        Ok(layer.statistics.iter().map(|s| backward(s, gamma, &sums)).collect())
+        let len = 2 * gamma.len();
+        let sums = pass.wait(|m| m.add(m.op("gradient sums of norm layer", norm.0), messages, len))?;
+        Ok(layer.statistics.iter().map(|s| backward(s, &gamma, &sums)).collect())
     }
 
     fn send_finished(&mut self, segment: usize, meeting: &Meeting) -> Result<(), StepError> {
@@ -411,13 +388,7 @@ impl<A: Number> Stepper<A> {
 
     /// What the running statistics are to take in: mean and unbiased variance of every layer, one after another. They
     /// wait here until the gradient is whole. With statistics of chunks or ranks: their mean, weighted by samples.
-    fn running(
-        &self,
-        meeting: &Meeting,
-        layers: &[Option<Layer<A>>],
-        batch: u64,
-        clock: &mut Clock,
-    ) -> Result<Vec<f64>, StepError> {
+    fn running(&self, pass: &mut Pass<A>, layers: &[Option<Layer<A>>]) -> Result<Vec<f64>, StepError> {
         let flat = |i: usize| -> Vec<f64> {
             let of = |layer: &Layer<A>| {
                 let s = &layer.statistics[i.min(layer.statistics.len() - 1)];
@@ -426,15 +397,16 @@ impl<A: Number> Stepper<A> {
             };
             layers.iter().flatten().flat_map(of).collect()
         };
-        if meeting.scope == Scope::Global {
+        if pass.meeting.scope == Scope::Global {
             return Ok(flat(0));
         }
+        let batch = pass.batch as f64;
         let weighted = |(i, chunk): (usize, &Chunk<A>)| {
-            flat(i).into_iter().map(|x| x * chunk.len() as f64 / batch as f64).collect::<Vec<_>>()
+            flat(i).into_iter().map(|x| x * chunk.len() as f64 / batch).collect::<Vec<_>>()
         };
         let len = 2 * self.program.norms.iter().map(|norm| norm.channels).sum::<usize>();
         let messages = self.chunks.iter().enumerate().map(weighted).collect();
-        Ok(clock.comm(|| meeting.over_ranks(Lane::Norm, "running statistics", 0, messages, len))?)
+        Ok(pass.wait(|m| m.over_ranks(m.op("running statistics", 0), messages, len))?)
     }
 
     fn commit_running(&self, state: &mut State, running: &[f64]) {

@@ -1,6 +1,8 @@
 //! Against the mathematics: chunks, meetings, fused passes and trees are equal to plain autograd with BatchNorm over
 //! the whole batch in one tensor.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test may panic")]
+
 mod reference;
 
 use std::sync::Arc;

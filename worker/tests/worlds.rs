@@ -1,6 +1,8 @@
 //! Invariant 1 within one process: ranks are threads, joined over TCP on loopback. The same bits for every number of
 //! ranks and threads, every way to share out the chunks, every precision that has an order to keep.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,11 +1,13 @@
 //! One chunk's values and gradients. One thread at a time works on it, with one intra-op thread.
 
+use std::sync::Arc;
+
 use lockstep_torch::{self as torch, TorchError};
 use tch::{Device, Kind, Tensor};
 
 use super::norm::{Backward, Forward, Statistics, parameter_gradients};
 use crate::number::Number;
-use crate::program::{FlatLayout, NormId, Op, ParamId, Program, Segment, Slot};
+use crate::program::{FlatLayout, Norm, NormId, Op, ParamId, Program, Segment, Slot};
 
 /// A gradient of a slot. The first of a list may be written to if it is owned; a shared one is someone else's too.
 struct Gradient {
@@ -29,6 +31,8 @@ pub struct Chunk<A> {
     pub matrices: Vec<Option<Tensor>>,
     /// Gradients of vectors: the vector region of the flat layout.
     pub vectors: Vec<A>,
+    program: Arc<Program>,
+    layout: Arc<FlatLayout>,
     /// Weights as the operations see them, by parameter.
     weights: Vec<Tensor>,
     slots: Vec<Option<Tensor>>,
@@ -46,7 +50,7 @@ fn torch_error(message: String) -> TorchError {
 
 impl<A: Number> Chunk<A> {
     /// An empty chunk over these weights (views, shared by all chunks); activations are of `kind`.
-    pub fn new(program: &Program, layout: &FlatLayout, weights: Vec<Tensor>, kind: Kind) -> Self {
+    pub fn new(program: Arc<Program>, layout: Arc<FlatLayout>, weights: Vec<Tensor>, kind: Kind) -> Self {
         Self {
             images: Vec::new(),
             labels: Vec::new(),
@@ -59,6 +63,8 @@ impl<A: Number> Chunk<A> {
             slots: (0..program.num_slots).map(|_| None).collect(),
             gradients: (0..program.num_slots).map(|_| Vec::new()).collect(),
             kind,
+            program,
+            layout,
         }
     }
 
@@ -93,12 +99,8 @@ impl<A: Number> Chunk<A> {
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn forward(
-        &mut self,
-        program: &Program,
-        segment: &Segment,
-        entered: Option<&Forward<A>>,
-    ) -> Result<(), TorchError> {
+    pub fn forward(&mut self, segment: &Segment, entered: Option<&Forward<A>>) -> Result<(), TorchError> {
+        let program = Arc::clone(&self.program);
         if let (Some(op), Some(coefficients)) = (segment.enters, entered) {
             self.apply(&program.ops[op], coefficients)?;
         }
@@ -195,54 +197,52 @@ impl<A: Number> Chunk<A> {
     /// What libtorch says.
     pub fn backward(
         &mut self,
-        program: &Program,
-        layout: &FlatLayout,
         segment: &Segment,
         met: Option<&Backward<A>>,
         entered_mean: Option<&[A]>,
     ) -> Result<(), TorchError> {
+        let program = Arc::clone(&self.program);
         if let (Some(op), Some(coefficients)) = (segment.meets, met) {
             self.norm_gradient(&program.ops[op], coefficients)?;
         }
         for op in program.ops[segment.ops.clone()].iter().rev() {
-            self.undo(program, layout, op)?;
+            self.undo(op)?;
         }
         if let (Some(op), Some(mean)) = (segment.enters, entered_mean) {
-            self.gate(program, &program.ops[op], mean)?;
+            self.gate(&program.ops[op], mean)?;
         }
         Ok(())
     }
 
     /// The gradients of γ and β of a layer, from `message`.
-    pub fn finish_norm(&mut self, program: &Program, layout: &FlatLayout, norm: NormId, statistics: &Statistics) {
-        let layer = &program.norms[norm.0];
-        let mut halves = (vec![A::default(); layer.channels], vec![A::default(); layer.channels]);
-        parameter_gradients(statistics, &self.message, &mut halves.0, &mut halves.1);
-        self.put_vector(layout, layer.gamma, &halves.0);
-        self.put_vector(layout, layer.beta, &halves.1);
+    pub fn finish_norm(&mut self, norm: NormId, statistics: &Statistics) {
+        let Norm { channels, gamma, beta, .. } = self.program.norms[norm.0];
+        let (mut d_gamma, mut d_beta) = (vec![A::default(); channels], vec![A::default(); channels]);
+        parameter_gradients(statistics, &self.message, &mut d_gamma, &mut d_beta);
+        self.put_vector(gamma, &d_gamma);
+        self.put_vector(beta, &d_beta);
     }
 
-    fn put_vector(&mut self, layout: &FlatLayout, param: ParamId, values: &[A]) {
-        let entry = layout.entries[param.0];
-        let start = entry.offset - layout.vectors;
+    fn put_vector(&mut self, param: ParamId, values: &[A]) {
+        let entry = self.layout.entries[param.0];
+        let start = entry.offset - self.layout.vectors;
         self.vectors[start..start + entry.len].copy_from_slice(values);
     }
 
-    fn gate(&mut self, program: &Program, op: &Op, mean: &[A]) -> Result<(), TorchError> {
+    fn gate(&mut self, op: &Op, mean: &[A]) -> Result<(), TorchError> {
         let Op::Norm { x, y, norm, relu, .. } = op else { return Ok(()) };
         let mut list = self.take(*y)?;
         let first = list.remove(0);
         let second = list.pop();
         let mut message = std::mem::take(&mut self.message);
-        message.resize(2 * program.norms[norm.0].channels, 0.0);
+        message.resize(2 * self.program.norms[norm.0].channels, 0.0);
         let changes = *relu || second.is_some();
         let out = if first.owned || !changes { first.tensor.shallow_clone() } else { first.tensor.f_empty_like()? };
         torch::gate(
             (&first.tensor, second.as_ref().map(|g| &g.tensor)),
             (self.value(*y)?, *relu),
-            self.value(*x)?,
+            (self.value(*x)?, mean),
             &out,
-            mean,
             &mut message,
         )?;
         self.message = message;
@@ -261,7 +261,7 @@ impl<A: Number> Chunk<A> {
         self.give(*x, out, true)
     }
 
-    fn undo(&mut self, program: &Program, layout: &FlatLayout, op: &Op) -> Result<(), TorchError> {
+    fn undo(&mut self, op: &Op) -> Result<(), TorchError> {
         match op {
             Op::Conv { x, y, w, stride, pad } => {
                 let g = self.merged(*y)?.tensor;
@@ -303,9 +303,9 @@ impl<A: Number> Chunk<A> {
                 let dw_ki = g_nk.f_tr()?.f_mm(x_ni)?.f_contiguous()?;
                 let dx_ni = g_nk.f_mm(&self.weights[w.0])?;
                 let db = g_nk.f_sum_dim_intlist([0i64].as_slice(), false, A::KIND)?;
-                let mut bias = vec![A::default(); program.params[b.0].numel()];
+                let mut bias = vec![A::default(); self.program.params[b.0].numel()];
                 torch::read(&db, &mut bias)?;
-                self.put_vector(layout, *b, &bias);
+                self.put_vector(*b, &bias);
                 self.matrices[w.0] = Some(dw_ki);
                 self.give(*x, dx_ni, true)?;
             }

@@ -60,19 +60,18 @@ impl LocalTree {
 }
 
 impl Meeting {
+    /// Names an operation of this step.
+    pub fn op(&self, name: &'static str, index: usize) -> Op {
+        Op { lane: Lane::Norm, step: self.step, name, index: index as u32 }
+    }
+
     /// The sum over the scope of `messages`, one a chunk of this rank, each `len` long. Not for [`Scope::Chunk`].
     ///
     /// # Errors
     /// A collective that failed.
-    pub fn add(
-        &self,
-        name: &'static str,
-        index: usize,
-        messages: Vec<Vec<f64>>,
-        len: usize,
-    ) -> Result<Vec<f64>, CollectiveError> {
+    pub fn add(&self, op: Op, messages: Vec<Vec<f64>>, len: usize) -> Result<Vec<f64>, CollectiveError> {
         match self.scope {
-            Scope::Global => self.over_ranks(Lane::Norm, name, index, messages, len),
+            Scope::Global => self.over_ranks(op, messages, len),
             Scope::Rank | Scope::Chunk => Ok(self.local.total(messages, len)),
         }
     }
@@ -81,36 +80,13 @@ impl Meeting {
     ///
     /// # Errors
     /// A collective that failed.
-    pub fn over_ranks(
-        &self,
-        lane: Lane,
-        name: &'static str,
-        index: usize,
-        messages: Vec<Vec<f64>>,
-        len: usize,
-    ) -> Result<Vec<f64>, CollectiveError> {
-        let partials = self.local.fold(messages);
+    pub fn over_ranks(&self, op: Op, messages: Vec<Vec<f64>>, len: usize) -> Result<Vec<f64>, CollectiveError> {
+        let mut partials = self.local.fold(messages);
+        // With the fast order every rank is one leaf, so a rank without chunks gives a leaf of zeros.
+        partials.resize_with(self.layout.num_partials(self.collective.rank()), || vec![0.0; len]);
+        let refs: Vec<&[f64]> = partials.iter().map(Vec::as_slice).collect();
         let mut out = vec![0.0; len];
-        let op = Op { lane, step: self.step, name, index: index as u32 };
-        self.collective.reduce_f64(&op, &self.layout, &self.padded(&partials, len)[..].refs(), &mut out)?;
+        self.collective.reduce_f64(&op, &self.layout, &refs, &mut out)?;
         Ok(out)
-    }
-
-    /// With the fast order every rank is one leaf, so a rank without chunks gives a leaf of zeros.
-    fn padded(&self, partials: &[Vec<f64>], len: usize) -> Vec<Vec<f64>> {
-        let want = self.layout.num_partials(self.collective.rank());
-        let mut all = partials.to_vec();
-        all.resize_with(want, || vec![0.0; len]);
-        all
-    }
-}
-
-trait Refs {
-    fn refs(&self) -> Vec<&[f64]>;
-}
-
-impl Refs for [Vec<f64>] {
-    fn refs(&self) -> Vec<&[f64]> {
-        self.iter().map(Vec::as_slice).collect()
     }
 }

@@ -181,6 +181,17 @@ impl Program {
     }
 }
 
+/// Shape of a convolution: padded so that stride 1 keeps the size.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv {
+    /// Channels in and out.
+    pub channels: (i64, i64),
+    /// Side of the square kernel, odd.
+    pub kernel: i64,
+    /// Stride in both directions.
+    pub stride: i64,
+}
+
 /// Builds a program operation by operation; the methods return the slot that they fill.
 #[derive(Debug, Default)]
 pub struct Builder {
@@ -207,7 +218,8 @@ impl Builder {
     }
 
     /// Square convolution, He initialisation over fan-in (He et al. 2015, "Delving Deep", eq. 10).
-    pub fn conv(&mut self, name: &str, x: Slot, (from, to): (i64, i64), kernel: i64, stride: i64) -> Slot {
+    pub fn conv(&mut self, name: &str, x: Slot, conv: Conv) -> Slot {
+        let Conv { channels: (from, to), kernel, stride } = conv;
         let std = (2.0 / (kernel * kernel * from) as f64).sqrt();
         let w = self.param(format!("{name}.weight"), &[to, from, kernel, kernel], Init::Normal { std });
         let y = self.slot();
@@ -216,7 +228,7 @@ impl Builder {
     }
 
     /// BatchNorm, then an addition, then ReLU, the latter two if asked for.
-    pub fn norm(&mut self, name: &str, x: Slot, channels: i64, add: Option<Slot>, relu: bool) -> Slot {
+    pub fn norm(&mut self, name: &str, x: Slot, channels: i64, (add, relu): (Option<Slot>, bool)) -> Slot {
         let gamma = self.param(format!("{name}.weight"), &[channels], Init::Constant(1.0));
         let beta = self.param(format!("{name}.bias"), &[channels], Init::Constant(0.0));
         self.norms.push(Norm { name: name.to_owned(), channels: channels as usize, gamma, beta });

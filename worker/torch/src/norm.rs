@@ -108,9 +108,8 @@ pub fn apply<A: Real>(
 pub fn gate<A: Real>(
     (d1, d2): (&Tensor, Option<&Tensor>),
     (y, relu): (&Tensor, bool),
-    x: &Tensor,
+    (x, mean): (&Tensor, &[A]),
     g: &Tensor,
-    mean: &[A],
     message: &mut [f64],
 ) -> Result<(), TorchError> {
     check(x, mean, 1)?;
