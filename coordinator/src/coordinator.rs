@@ -67,6 +67,7 @@ pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
     token: Option<String>,
+    published: Published,
     run: Run,
 }
 
@@ -78,6 +79,7 @@ struct Run {
     store: Store,
     artifacts: Artifacts,
     engine: Engine,
+    final_state_sha256: Option<String>,
     effects: Vec<Effect>,
 }
 
@@ -104,7 +106,8 @@ impl Coordinator {
             Ok(run) => run?,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        Ok(Bound { listener, address, token, run })
+        let published = StatusFile::publish(run.run_dir.path(), address, &run.run_id)?;
+        Ok(Bound { listener, address, token, published, run })
     }
 }
 
@@ -114,12 +117,14 @@ impl Run {
         let run_dir = RunDir::prepare(&config.run_dir, &recipe, config.resume)?;
         let mut store = Store::open(run_dir.path())?;
         run_dir.resume(&recipe)?;
+        run_dir.sweep();
         if config.link_latest {
             run_dir::link_latest(run_dir.path())?;
         }
         let (history, bad) = store.load_history()?;
         let artifacts = Artifacts::open(run_dir.path(), &store, recipe.log.tensorboard)?;
         let run_id = store.run_id().to_owned();
+        let final_state_sha256 = store.final_state_sha256()?;
         let engine_config = EngineConfig {
             recipe,
             run_id: run_id.clone(),
@@ -127,7 +132,9 @@ impl Run {
             run_nonce: run_dir.nonce().to_owned(),
         };
         match Engine::new(engine_config, history) {
-            Ok((engine, effects)) => Ok(Self { run_dir, run_id, store, artifacts, engine, effects }),
+            Ok((engine, effects)) => {
+                Ok(Self { run_dir, run_id, store, artifacts, engine, final_state_sha256, effects })
+            }
             Err(error) => {
                 store.close()?;
                 Err(CoordinatorError::Engine { error, bad: bad.into_iter().map(|bad| bad.reason).collect() })
@@ -162,9 +169,8 @@ impl Bound {
         shutdown: impl Future<Output = String>,
         observer: mpsc::Sender<Progress>,
     ) -> Result<Outcome, CoordinatorError> {
-        let Self { listener, address, token, run } = self;
+        let Self { listener, address, token, published, run } = self;
         let path = run.run_dir.path().to_owned();
-        let published: Published = StatusFile::publish(&path, address, &run.run_id)?;
         let writer = Writer::start(run.store, run.artifacts, observer.clone())
             .map_err(|error| CoordinatorError::Io { path: path.clone(), error })?;
         let (inputs, received) = mpsc::channel(INPUTS);
@@ -186,7 +192,8 @@ impl Bound {
         );
 
         tracing::info!(%address, run_dir = %path.display(), "coordinator listens");
-        let runtime = Runtime::new(run.engine, writer, (inputs, received), (status, observer), &path);
+        let runtime =
+            Runtime::new((run.engine, run.final_state_sha256), writer, (inputs, received), (status, observer), &path);
         let outcome = runtime.run(run.effects, shutdown, &mut server).await;
 
         // Every stream was ended by the runtime; connections may now close in good order, and then must.

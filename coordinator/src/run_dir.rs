@@ -133,6 +133,19 @@ impl RunDir {
         Ok(())
     }
 
+    /// Removes what transfers and deletions left behind when a coordinator was killed. Only whoever holds the store's
+    /// lease may.
+    pub(crate) fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(self.path.join("checkpoints")) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if [".upload-", ".old-", ".deleted-"].iter().any(|prefix| name.starts_with(prefix)) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
     fn save_recipe(&self, recipe: &Recipe) -> Result<(), RunDirError> {
         replace(&self.path.join(RECIPE), recipe.to_toml().as_bytes()).map_err(RunDirError::from)
     }

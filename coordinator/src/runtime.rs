@@ -55,12 +55,14 @@ pub(crate) struct Runtime {
     final_state_sha256: Option<String>,
     /// The store said that it failed, and the engine was told.
     store_failed: bool,
+    last_event: Option<String>,
     end: Option<(ExitCode, String)>,
 }
 
 impl Runtime {
+    /// `known` is the hash of the final state of a run that was complete before.
     pub(crate) fn new(
-        engine: Engine,
+        (engine, known): (Engine, Option<String>),
         writer: Writer,
         (sender, inputs): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
         (status, observer): (watch::Sender<Status>, mpsc::Sender<Progress>),
@@ -80,8 +82,9 @@ impl Runtime {
             started: Instant::now(),
             started_unix_s: clock::unix_s(),
             published: None,
-            final_state_sha256: None,
+            final_state_sha256: known,
             store_failed: false,
+            last_event: None,
             end: None,
         }
     }
@@ -168,6 +171,7 @@ impl Runtime {
 
     fn answered(&mut self, answer: Answer) {
         self.writer.flush();
+        self.last_event = answer.last_event;
         self.handle(Event::Persisted { seq: answer.seq });
         if let Some(reason) = answer.failed
             && !self.store_failed
@@ -243,6 +247,7 @@ impl Runtime {
         let status = Status {
             started_unix_s: self.started_unix_s,
             updated_unix_s: clock::unix_s(),
+            last_event: self.last_event.clone(),
             ..self.engine.status(self.started.elapsed())
         };
         let _ = self.observer.try_send(Progress::Status(Box::new(status.clone())));

@@ -62,7 +62,10 @@ impl Applier {
                 tx.execute(sql, (now, path(dir)))?;
                 event(tx, now, "checkpoint_deleted", None, json!({ "path": path(dir) }))
             }
-            Record::RolledBack { from, to, lineage } => rolled_back(tx, now, *from, *to, *lineage),
+            Record::RolledBack { from, to, lineage } => {
+                self.splits.clear();
+                rolled_back(tx, now, *from, *to, *lineage)
+            }
             Record::Note { kind, generation, step, worker, detail } => tx
                 .prepare_cached(
                     "INSERT INTO events (time, kind, generation, step, worker, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",

@@ -86,6 +86,16 @@ impl Store {
         &self.run_id
     }
 
+    /// The hash of the final state; `None` while the run is not finished.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn final_state_sha256(&self) -> Result<Option<String>, StoreError> {
+        self.connection
+            .query_row("SELECT state_sha256 FROM run", [], |row| row.get(0))
+            .map_err(|error| StoreError::sql(&self.path, error))
+    }
+
     /// What is known of the run. Checkpoints are proved against their manifests; those that fail are left out, and
     /// leave an event `checkpoint_bad`.
     ///

@@ -1,5 +1,7 @@
 //! Rows as they are read: by the artifacts, by the audit, by reports.
 
+use std::fmt;
+
 use lockstep_proto::ids::{Epoch, Generation, Rank, SampleRange, Step, WorkerId};
 use lockstep_proto::message::StepTimes;
 use rusqlite::{Connection, Row};
@@ -132,6 +134,21 @@ pub struct EventRow {
     pub worker: Option<WorkerId>,
     /// Anything more.
     pub detail: serde_json::Value,
+}
+
+impl fmt::Display for EventRow {
+    /// `lost worker-3 at step 12: reason`; the rest of the detail as it is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind)?;
+        if let Some(worker) = &self.worker {
+            write!(f, " {worker}")?;
+        }
+        write!(f, " at step {}", self.step)?;
+        match self.detail.get("reason").and_then(serde_json::Value::as_str) {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A row of `checkpoints`.

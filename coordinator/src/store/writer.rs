@@ -25,6 +25,8 @@ pub(crate) struct Answer {
     pub(crate) seq: Seq,
     /// Set when nothing more will be.
     pub(crate) failed: Option<String>,
+    /// The last event, as a line of text.
+    pub(crate) last_event: Option<String>,
 }
 
 /// The runtime's end of the thread. Never blocks: what the queue does not take waits here, bounded by the engine's own
@@ -34,6 +36,7 @@ pub(crate) struct Writer {
     queue: SyncSender<(Seq, Record)>,
     backlog: VecDeque<(Seq, Record)>,
     answers: watch::Receiver<Answer>,
+    is_over: bool,
     thread: JoinHandle<Result<(), StoreError>>,
 }
 
@@ -49,7 +52,7 @@ impl Writer {
             }
             result
         })?;
-        Ok(Self { queue, backlog: VecDeque::new(), answers, thread })
+        Ok(Self { queue, backlog: VecDeque::new(), answers, is_over: false, thread })
     }
 
     /// Hands a record over.
@@ -75,11 +78,17 @@ impl Writer {
 
     /// Waits for the next answer.
     pub(crate) async fn answered(&mut self) -> Answer {
-        if self.answers.changed().await.is_err() {
+        if self.answers.changed().await.is_ok() {
+            return self.answers.borrow_and_update().clone();
+        }
+        if self.is_over {
             // The thread is gone and its last answer was seen: nothing more will come.
             std::future::pending::<()>().await;
         }
-        self.answers.borrow_and_update().clone()
+        self.is_over = true;
+        let mut last = self.answers.borrow().clone();
+        last.failed.get_or_insert_with(|| "the store's thread ended".to_owned());
+        last
     }
 
     /// Writes what is left, gives the lease up, ends the thread.
@@ -126,6 +135,9 @@ impl Loop {
             self.answer.send_modify(|answer| answer.seq = last);
             let records: Vec<Record> = group.into_iter().map(|(_, record)| record).collect();
             for progress in self.artifacts.catch_up(&self.store, &records)? {
+                if let Progress::Event(event) = &progress {
+                    self.answer.send_modify(|answer| answer.last_event = Some(event.to_string()));
+                }
                 // Whoever watches too slowly misses lines; the files have them all.
                 let _ = self.observer.try_send(progress);
             }

@@ -1,0 +1,57 @@
+//! Names of run directories, and what makes one.
+
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+mod common;
+
+use common::recipe;
+use lockstep_coordinator::run_dir::{RunDir, fresh, latest, link_latest, recipe_of};
+use lockstep_proto::exit::ExitCode;
+
+#[test]
+fn latest_follows_the_newest_run() {
+    let root = tempfile::tempdir().unwrap();
+    assert_eq!(latest(root.path(), "small").unwrap_err().exit_code(), ExitCode::Usage);
+    let mut paths = Vec::new();
+    for _ in 0..3 {
+        let path = fresh(root.path(), "small");
+        let directory = RunDir::prepare(&path, &recipe(), false).unwrap();
+        link_latest(directory.path()).unwrap();
+        assert_eq!(latest(root.path(), "small").unwrap(), directory.path());
+        paths.push(path);
+    }
+    paths.dedup();
+    assert_eq!(paths.len(), 3, "runs of one second have names of their own");
+}
+
+#[test]
+fn a_run_directory_repeats_its_run() {
+    let root = tempfile::tempdir().unwrap();
+    let first = RunDir::prepare(root.path(), &recipe(), false).unwrap();
+    assert_eq!(recipe_of(root.path()).unwrap(), recipe());
+    let again = RunDir::prepare(root.path(), &recipe(), true).unwrap();
+    assert_eq!((first.nonce(), again.resumed()), (again.nonce(), true));
+    let provenance = std::fs::read_to_string(root.path().join("provenance.json")).unwrap();
+    let provenance: serde_json::Value = serde_json::from_str(&provenance).unwrap();
+    assert_eq!(provenance["recipe_sha256"], recipe().sha256());
+    for key in ["commit", "diff", "build", "host", "devices", "instruction_set", "versions", "data"] {
+        assert!(provenance.get(key).is_some(), "{key}");
+    }
+}
+
+#[test]
+fn only_some_keys_may_differ_on_resume() {
+    let root = tempfile::tempdir().unwrap();
+    RunDir::prepare(root.path(), &recipe(), false).unwrap();
+    let mut more = recipe();
+    more.train.epochs = 5;
+    more.elastic.min_workers = 2;
+    more.checkpoint.keep = 9;
+    more.data.path = "elsewhere".into();
+    RunDir::prepare(root.path(), &more, true).unwrap();
+    let mut other = recipe();
+    other.optim.momentum = 0.5;
+    let error = RunDir::prepare(root.path(), &other, true).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Usage);
+    assert!(error.to_string().contains("optim.momentum"), "{error}");
+}
