@@ -78,11 +78,13 @@ impl<A: Number> Chunk<A> {
         self.labels.is_empty()
     }
 
-    /// Makes the images the value of slot 0, `shape` = h, w, c.
+    /// Makes the images the value of slot 0, `shape` = h, w, c, and forgets whatever a step that was cut short left
+    /// behind.
     ///
     /// # Errors
     /// What libtorch says.
     pub fn take_images(&mut self, shape: [usize; 3]) -> Result<(), TorchError> {
+        self.clear();
         let [h, w, c] = shape.map(|x| x as i64);
         let x_nhwc = Tensor::f_from_slice(&self.images)?.f_view([self.len() as i64, h, w, c])?;
         self.slots[0] = Some(x_nhwc.f_permute([0, 3, 1, 2])?.f_to_kind(self.kind)?);
