@@ -77,6 +77,7 @@ fn invariants(architecture: &str, sources: &[Source]) -> Vec<String> {
     }
     for paragraph in paragraphs {
         let paragraph = paragraph.split("\n\n").next().unwrap_or_default();
+        let paragraph = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
         let title: String = paragraph.trim().chars().take(60).collect();
         let Some((_, tests)) = paragraph.split_once("tests `").or_else(|| paragraph.split_once("test `")) else {
             findings.push(format!("ARCHITECTURE.md: invariant without a test: {title}"));
