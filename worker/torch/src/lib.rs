@@ -1,4 +1,4 @@
-//! The few things tch lacks, as one small C++ file (`kernels.cpp`) and its safe Rust face.
+//! The few things tch lacks, as a little C++ (`kernels.cpp`, `loops.h`) and its safe Rust face.
 //!
 //! ```text
 //! process   limit_isa · keep_memory · set_threads          before the first tensor, or per thread
