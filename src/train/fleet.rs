@@ -9,7 +9,9 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use lockstep_proto::exit::ExitCode;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::failure::Failure;
@@ -18,6 +20,8 @@ use crate::failure::Failure;
 const TAIL_BYTES: u64 = 8 * 1024;
 /// So many lines of it are shown.
 const TAIL_LINES: usize = 20;
+/// A worker that the coordinator did not tell of the end, because it had not joined, is told by a signal after this.
+const UNTOLD: Duration = Duration::from_secs(1);
 
 /// How each worker is started.
 pub struct Spec {
@@ -48,6 +52,8 @@ impl Exited {
 pub struct Fleet {
     spec: Spec,
     waits: JoinSet<(usize, std::io::Result<ExitStatus>)>,
+    /// True once all are to leave; every wait listens.
+    leave: watch::Sender<bool>,
 }
 
 impl Fleet {
@@ -57,7 +63,7 @@ impl Fleet {
     /// When one cannot be started (78) or its log not be written (73).
     pub fn start(spec: Spec, count: usize) -> Result<Self, Failure> {
         fs::create_dir_all(&spec.logs).map_err(|error| Failure::unwritable(&spec.logs, error))?;
-        let mut fleet = Self { spec, waits: JoinSet::new() };
+        let mut fleet = Self { spec, waits: JoinSet::new(), leave: watch::Sender::new(false) };
         for slot in 0..count {
             fleet.spawn(slot, Duration::ZERO)?;
         }
@@ -80,16 +86,21 @@ impl Fleet {
         command.env("OMP_NUM_THREADS", "1");
         // A group of its own: Ctrl-C reaches this process alone, which then ends the run in order.
         command.process_group(0).kill_on_drop(true);
+        let leave = self.leave.subscribe();
         if wait.is_zero() {
             let child = command.spawn().map_err(|error| {
                 Failure::new(ExitCode::Config, format!("cannot start {}: {error}", self.spec.program.display()))
             })?;
-            self.waits.spawn(async move { (slot, wait_for(child).await) });
+            self.waits.spawn(async move { (slot, wait_for(child, leave).await) });
         } else {
             self.waits.spawn(async move {
-                tokio::time::sleep(wait).await;
+                let mut asked = leave.clone();
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    Ok(_) = asked.wait_for(|leave| *leave) => return (slot, Ok(ExitStatus::default())),
+                }
                 match command.spawn() {
-                    Ok(child) => (slot, wait_for(child).await),
+                    Ok(child) => (slot, wait_for(child, leave).await),
                     Err(error) => (slot, Err(error)),
                 }
             });
@@ -105,14 +116,26 @@ impl Fleet {
         Some(Exited { slot, status })
     }
 
-    /// Waits until all have ended, then kills the rest.
+    /// Waits until all have ended; asks those that do not by SIGTERM, and kills the rest after `grace`.
     pub async fn end(&mut self, grace: Duration) {
-        let all = async { while self.waits.join_next().await.is_some() {} };
-        let ended = tokio::time::timeout(grace, all).await.is_ok();
-        if !ended {
-            tracing::warn!("workers did not end within {} s and were killed", grace.as_secs());
-            self.waits.shutdown().await;
+        if self.all_ended(UNTOLD).await {
+            return;
         }
+        self.leave.send_replace(true);
+        if !self.all_ended(grace).await {
+            tracing::warn!("workers did not end within {} s and were killed", grace.as_secs());
+            self.kill().await;
+        }
+    }
+
+    /// Kills all.
+    pub async fn kill(&mut self) {
+        self.waits.shutdown().await;
+    }
+
+    async fn all_ended(&mut self, within: Duration) -> bool {
+        let all = async { while self.waits.join_next().await.is_some() {} };
+        tokio::time::timeout(within, all).await.is_ok()
     }
 
     /// The log of a slot.
@@ -137,7 +160,17 @@ impl Fleet {
     }
 }
 
-async fn wait_for(mut child: Child) -> std::io::Result<ExitStatus> {
+async fn wait_for(mut child: Child, mut leave: watch::Receiver<bool>) -> std::io::Result<ExitStatus> {
+    let asked = tokio::select! {
+        status = child.wait() => return status,
+        asked = leave.wait_for(|leave| *leave) => asked.is_ok(),
+    };
+    // It has a pid until it was waited for, so this reaches no other process.
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    if let Some(pid) = pid.filter(|_| asked) {
+        // It may have ended meanwhile.
+        let _ = kill_process(pid, Signal::TERM);
+    }
     child.wait().await
 }
 

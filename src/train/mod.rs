@@ -187,7 +187,13 @@ impl Run {
         };
         let outcome = run.watch(bound, asked, &mut signals).await;
         run.progress.finish();
-        run.fleet.end(GRACE).await;
+        let hurried = tokio::select! {
+            () = run.fleet.end(GRACE) => false,
+            _ = signals.next() => true,
+        };
+        if hurried {
+            run.fleet.kill().await;
+        }
         let outcome = outcome?;
         match run.stopped {
             Some(failure) if outcome.code != ExitCode::Done => Err(failure),
@@ -215,7 +221,7 @@ impl Run {
         loop {
             tokio::select! {
                 biased;
-                signal = signals.next() => self.on_signal(signal),
+                signal = signals.next() => self.on_signal(signal).await,
                 outcome = &mut ended => {
                     while let Ok(last) = news.try_recv() {
                         self.on_news(last);
@@ -235,10 +241,11 @@ impl Run {
         self.progress.show(&news, &self.status, Instant::now());
     }
 
-    fn on_signal(&mut self, signal: &str) {
+    async fn on_signal(&mut self, signal: &str) {
         if self.stopped.is_some() {
             self.progress.finish();
-            // Workers see the stream end and follow.
+            // Left alone they would wait for a coordinator to come back.
+            self.fleet.kill().await;
             eprintln!("error: {signal} again: ended without saving; go on with --resume");
             std::process::exit(ExitCode::TempFail.code().into());
         }
