@@ -220,6 +220,19 @@ pub fn course(run: &Path) -> Course {
     Course { steps, state }
 }
 
+/// Every byte of the last checkpoint's tensors: parameters, BatchNorm's buffers, momentum.
+pub fn last_tensors(run: &Path) -> [Vec<u8>; 2] {
+    let folder = checkpoint(run, course(run).steps.last().unwrap()[0]);
+    ["model.safetensors", "optimizer.safetensors"].map(|name| std::fs::read(folder.join(name)).unwrap())
+}
+
+/// One number out of `run.db`.
+#[track_caller]
+pub fn count(run: &Path, sql: &str) -> u64 {
+    let connection = rusqlite::Connection::open(run.join("run.db")).unwrap();
+    connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap().try_into().unwrap()
+}
+
 /// The folder of a checkpoint.
 pub fn checkpoint(run: &Path, step: u64) -> PathBuf {
     run.join("checkpoints").join(format!("step-{step}"))
