@@ -88,10 +88,15 @@ impl Provenance {
         }
     }
 
+    /// What a run directory has; `None` when the file is not there or cannot be read.
+    pub(crate) fn read(run_dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(run_dir.join(FILE_NAME)).ok()?).ok()
+    }
+
     /// Takes over what a record tells.
     pub(crate) fn learn(&mut self, record: &Record) {
         match record {
-            Record::Settled { data, isa, canary } => {
+            Record::Settled { data, isa, canary, .. } => {
                 self.data = Some(data.clone());
                 self.instruction_set = Some(isa.clone());
                 self.canary.clone_from(canary);
@@ -118,8 +123,7 @@ impl Provenance {
 
     /// Changes the file; one that cannot be read is begun anew.
     pub(crate) fn update(run_dir: &Path, change: impl FnOnce(&mut Self)) -> Result<(), StoreError> {
-        let text = std::fs::read(run_dir.join(FILE_NAME)).unwrap_or_default();
-        let mut provenance: Self = serde_json::from_slice(&text).unwrap_or_default();
+        let mut provenance = Self::read(run_dir).unwrap_or_default();
         let before = provenance.clone();
         change(&mut provenance);
         if provenance == before { Ok(()) } else { provenance.write(run_dir) }

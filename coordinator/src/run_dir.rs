@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::artifacts::replace;
 use crate::clock;
-use crate::provenance::Provenance;
+use crate::provenance::{Provenance, build};
 use crate::store::{self, StoreError};
 
 const RECIPE: &str = "recipe.toml";
@@ -55,6 +55,22 @@ pub enum RunDirError {
         /// Keys with their values, there and here.
         differences: Vec<String>,
     },
+    /// Its recipe is no longer the one that the run began with.
+    #[error(
+        "{} is not the recipe that this run began with: put the original back, or start another run with it in a new \
+         --run-dir",
+        path.display()
+    )]
+    Edited {
+        /// The recipe.
+        path: PathBuf,
+    },
+    /// It has a database and no recipe: nothing can be compared, so nothing may be continued.
+    #[error("run directory {} has lost its recipe.toml; put it back, or choose another --run-dir", path.display())]
+    NoRecipe {
+        /// The directory.
+        path: PathBuf,
+    },
     /// There is no run to continue.
     #[error("no run to resume below {}; leave --resume out, or name the run with --run-dir", path.display())]
     NoLatest {
@@ -81,9 +97,12 @@ impl RunDirError {
     /// 64 for what was asked wrongly, 73 for what cannot be written.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::HoldsRun { .. } | Self::HoldsOther { .. } | Self::Changed { .. } | Self::NoLatest { .. } => {
-                ExitCode::Usage
-            }
+            Self::HoldsRun { .. }
+            | Self::HoldsOther { .. }
+            | Self::Changed { .. }
+            | Self::Edited { .. }
+            | Self::NoLatest { .. } => ExitCode::Usage,
+            Self::NoRecipe { .. } => ExitCode::NoInput,
             Self::Recipe { error } => error.exit_code(),
             Self::Io { .. } => ExitCode::CantCreate,
         }
@@ -226,10 +245,13 @@ pub fn link_latest(run_dir: &Path) -> Result<(), RunDirError> {
 
 fn check(path: &Path, recipe: &Recipe, resume: bool) -> Result<(), RunDirError> {
     if !path.join(RECIPE).exists() {
-        // A store without a recipe: nothing can be compared, so nothing may be continued.
-        return Err(RunDirError::HoldsRun { path: path.to_owned() });
+        return Err(RunDirError::NoRecipe { path: path.to_owned() });
     }
-    let differences = recipe_of(path)?.differences(recipe);
+    let kept = recipe_of(path)?;
+    if resume && was_edited(path, &kept) {
+        return Err(RunDirError::Edited { path: path.join(RECIPE) });
+    }
+    let differences = kept.differences(recipe);
     let path = path.to_owned();
     match (resume, differences.is_empty()) {
         (true, true) => Ok(()),
@@ -237,6 +259,13 @@ fn check(path: &Path, recipe: &Recipe, resume: bool) -> Result<(), RunDirError> 
         (false, true) => Err(RunDirError::HoldsRun { path }),
         (false, false) => Err(RunDirError::HoldsOther { path, differences }),
     }
+}
+
+/// Whether someone changed the recipe in a run directory: keys that decide the course stay for the life of a run.
+/// Another version of the program may know more keys, so its hash says nothing.
+fn was_edited(path: &Path, kept: &Recipe) -> bool {
+    let began = Provenance::read(path).filter(|began| began.build == build() && !began.recipe_sha256.is_empty());
+    began.is_some_and(|began| began.recipe_sha256 != kept.sha256())
 }
 
 /// Reads `.nonce`, or makes one.

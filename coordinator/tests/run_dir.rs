@@ -55,3 +55,31 @@ fn only_some_keys_may_differ_on_resume() {
     assert_eq!(error.exit_code(), ExitCode::Usage);
     assert!(error.to_string().contains("optim.momentum"), "{error}");
 }
+
+#[test]
+fn a_recipe_that_was_edited_in_place_is_not_resumed() {
+    let root = tempfile::tempdir().unwrap();
+    RunDir::prepare(root.path(), &recipe(), false).unwrap();
+    let mut longer = recipe();
+    longer.train.epochs += 1;
+    longer.checkpoint.keep = 9;
+    std::fs::write(root.path().join("recipe.toml"), longer.to_toml()).unwrap();
+    RunDir::prepare(root.path(), &longer, true).unwrap();
+    let mut other = recipe();
+    other.optim.momentum = 0.5;
+    std::fs::write(root.path().join("recipe.toml"), other.to_toml()).unwrap();
+    let error = RunDir::prepare(root.path(), &other, true).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Usage);
+    assert!(error.to_string().contains("is not the recipe that this run began with"), "{error}");
+}
+
+#[test]
+fn a_run_without_its_recipe_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    RunDir::prepare(root.path(), &recipe(), false).unwrap();
+    std::fs::write(root.path().join("run.db"), "").unwrap();
+    std::fs::remove_file(root.path().join("recipe.toml")).unwrap();
+    let error = RunDir::prepare(root.path(), &recipe(), true).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::NoInput);
+    assert!(error.to_string().contains("has lost its recipe.toml"), "{error}");
+}
