@@ -168,6 +168,7 @@ impl Run {
         let started = Instant::now();
         let mut signals = Signals::listen()?;
         let every_s = config.coordinator.recipe.log.every_s;
+        let can_grow = !config.coordinator.recipe.stretches();
         let shown_dir = config.coordinator.run_dir.clone();
         let bound = Coordinator::bind(config.coordinator).await?;
         let run_dir = bound.run_dir().to_owned();
@@ -198,7 +199,8 @@ impl Run {
         match run.stopped {
             Some(failure) if outcome.code != ExitCode::Done => Err(failure),
             _ if outcome.code != ExitCode::Done => Err(Failure::new(outcome.code, outcome.reason)),
-            _ => summary::print(&shown_dir, outcome.final_state_sha256, started.elapsed(), config.json),
+            _ if config.json => summary::print_json(&shown_dir, outcome.final_state_sha256, started.elapsed()),
+            _ => summary::print(&shown_dir, outcome.final_state_sha256, started.elapsed(), can_grow),
         }
     }
 

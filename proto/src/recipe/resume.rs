@@ -60,7 +60,7 @@ impl Recipe {
     }
 
     /// Whether the rate of a step depends on the length of the run.
-    fn stretches(&self) -> bool {
+    pub fn stretches(&self) -> bool {
         match self.schedule.kind {
             ScheduleKind::Constant | ScheduleKind::Step => false,
             ScheduleKind::Cosine | ScheduleKind::Polynomial => true,
