@@ -9,9 +9,11 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{Ended, Running, checkpoint, end, lockstep, train, with_sets};
-use lockstep_proto::message::{FromWorker, Hello, ToWorker};
+use lockstep_proto::ids::WorkerId;
+use lockstep_proto::message::{DataIdentity, FromWorker, Hello, PROTOCOL_VERSION, Ready, Refused, ToWorker};
 use lockstep_proto::wire::pb;
 use lockstep_proto::wire::pb::lockstep_client::LockstepClient;
+use serde_json::Value;
 
 /// Code and message, with the test's folder written as `DIR`.
 fn said(ended: &Ended, dir: &Path) -> (i32, String) {
@@ -43,6 +45,13 @@ fn listening(run: &Path, sets: &[&str]) -> (Running, String) {
     let mut coordinator = Running::start(&mut coordinator(run, sets));
     let line = coordinator.wait_for(|line| line.starts_with("listening on ")).unwrap();
     (coordinator, line.trim_start_matches("listening on ").to_owned())
+}
+
+/// The first event of a kind.
+fn event(run: &Path, kind: &str) -> Value {
+    let events = end(lockstep(&["events", "--json"]).arg(run)).succeeded().stdout;
+    let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.find(|event| event["kind"] == kind).unwrap()
 }
 
 /// Waits until the first worker has settled what the run computes with.
@@ -256,43 +265,108 @@ fn a_worker_that_sees_other_data_is_refused() {
     cifar10(&dir.path().join("a/cifar"), 1);
     cifar10(&dir.path().join("b/cifar"), 2);
     let (coordinator, url) = listening(&run, &["elastic.min_workers=2", "data.kind=cifar10", "data.path=cifar"]);
-    let worker = |folder: &str| {
+    let worker_in = |folder: &str| {
         let mut command = lockstep(&["worker", "--coordinator", &url, "--threads", "1"]);
         command.current_dir(dir.path().join(folder));
         command
     };
-    let first = Running::start(&mut worker("a"));
+    let first = Running::start(&mut worker_in("a"));
     wait_until_settled(&run);
-    let (code, message) = said(&end(&mut worker("b")), dir.path());
+    // Nobody but the first worker knows what these files should hold, and the run says so.
+    let settled = event(&run, "settled");
+    let worker = event(&run, "joined")["worker"].clone();
+    let fingerprint = settled["detail"]["data"]["fingerprint"].as_str().unwrap();
+    assert_eq!(settled["worker"], worker);
+    let (code, message) = said(&end(&mut worker_in("b")), dir.path());
     assert_eq!(code, 65, "{message}");
-    assert!(message.contains("fingerprint"), "{message}");
+    let of_this_run = format!(
+        ", the run has cifar10 with 100 training and 40 test samples of 10 classes, fingerprint {fingerprint}; \
+         give it the same files"
+    );
+    assert!(message.ends_with(&of_this_run), "{message}");
     coordinator.signal("TERM");
     assert_eq!(coordinator.end().code, Some(75));
     assert_eq!(first.end().code, Some(75));
 }
 
 #[test]
-fn a_worker_of_another_protocol_is_refused() {
+fn the_first_to_join_is_refused_when_its_data_contradict_the_recipe_and_settles_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let (coordinator, url) = listening(&dir.path().join("run"), &[]);
-    let hello = FromWorker::Hello(Hello {
-        protocol: 99,
-        build: "9.9.9".into(),
-        worker: lockstep_proto::ids::WorkerId("stranger".into()),
+    let run = dir.path().join("run");
+    cifar10(&dir.path().join("cifar"), 1);
+    let path = format!("data.path={}", dir.path().join("cifar").display());
+    let (coordinator, url) = listening(&run, &["elastic.min_workers=2", "data.kind=cifar10", &path]);
+    // No loader of ours delivers this: one of another build, or a broken one.
+    let data = DataIdentity {
+        name: "cifar10".into(),
+        num_train: 99,
+        num_test: 40,
+        num_classes: 10,
+        fingerprint: "0".repeat(64),
+    };
+    let ready = Ready {
+        data,
+        canary: Some("0".repeat(64)),
+        state: None,
+        addresses: vec!["127.0.0.1:1".into()],
+        sees_run_dir: false,
+    };
+    let refused = refusal(url.clone(), vec![FromWorker::Hello(stranger()), FromWorker::Ready(ready)]);
+    let expected = format!(
+        "worker stranger on elsewhere sees cifar10 with 99 training and 40 test samples of 10 classes, fingerprint \
+         {}, but the recipe's data are cifar10 with 100 training and 40 test samples of 10 classes; check \
+         data.path there",
+        "0".repeat(64)
+    );
+    assert_eq!((refused.code.code(), refused.reason), (65, expected));
+
+    // The run is still whoever's comes first with the right data.
+    let first = Running::start(&mut lockstep(&["worker", "--coordinator", &url, "--threads", "1"]));
+    wait_until_settled(&run);
+    let settled = event(&run, "settled");
+    assert_eq!(settled["detail"]["data"]["num_train"], 100);
+    assert_ne!(settled["worker"], "stranger");
+    coordinator.signal("TERM");
+    assert_eq!(coordinator.end().code, Some(75));
+    assert_eq!(first.end().code, Some(75));
+}
+
+/// A worker that is none.
+fn stranger() -> Hello {
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        build: "0.1.0".into(),
+        worker: WorkerId("stranger".into()),
         host: "elsewhere".into(),
         pid: 1,
         devices: vec!["cpu".into()],
         isa: "avx2".into(),
         run_id: None,
-    });
+    }
+}
+
+/// Says it all, and waits to be refused.
+fn refusal(url: String, says: Vec<FromWorker>) -> Refused {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let answer = runtime.block_on(async {
+    runtime.block_on(async {
         let mut client = LockstepClient::connect(url).await.unwrap();
-        let stream = tokio_stream::iter([pb::FromWorker::from(hello)]);
+        let stream = tokio_stream::iter(says.into_iter().map(pb::FromWorker::from));
         let mut answers = client.train(stream).await.unwrap().into_inner();
-        ToWorker::try_from(answers.message().await.unwrap().unwrap()).unwrap()
-    });
-    let ToWorker::Refused(refused) = answer else { panic!("{answer:?}") };
+        loop {
+            match ToWorker::try_from(answers.message().await.unwrap().unwrap()).unwrap() {
+                ToWorker::Refused(refused) => return refused,
+                ToWorker::Welcome(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    })
+}
+
+#[test]
+fn a_worker_of_another_protocol_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (coordinator, url) = listening(&dir.path().join("run"), &[]);
+    let refused = refusal(url, vec![FromWorker::Hello(Hello { protocol: 99, build: "9.9.9".into(), ..stranger() })]);
     assert_eq!(refused.code.code(), 76);
     assert!(refused.reason.contains("protocol") && refused.reason.contains("99"), "{}", refused.reason);
     coordinator.signal("TERM");

@@ -6,6 +6,7 @@
 //! ```
 
 use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::WorkerId;
 use lockstep_proto::message::{Hello, Left, Ready, Refused, ToWorker, Welcome};
 use lockstep_proto::plan::Course;
 use serde_json::json;
@@ -68,7 +69,8 @@ impl Engine {
             return;
         }
         if self.settled.is_none() {
-            self.settle(&ready);
+            let worker = peer.worker().clone();
+            self.settle(worker, &ready);
         }
         let run_id = &self.config.run_id;
         if let Some(peer) = self.roster.get_mut(stream) {
@@ -80,13 +82,13 @@ impl Engine {
     }
 
     /// The first worker's data, instruction set and canary become the run's.
-    fn settle(&mut self, ready: &Ready) {
+    fn settle(&mut self, worker: WorkerId, ready: &Ready) {
         let isa = self.isa.clone().unwrap_or_default();
         let settled = Settled { data: ready.data.clone(), isa, canary: ready.canary.clone() };
         let (data, isa, canary) = (settled.data.clone(), settled.isa.clone(), settled.canary.clone());
         self.course = Some(Course::new(&self.config.recipe, settled.data.num_train));
         self.settled = Some(settled);
-        self.persist(Record::Settled { data, isa, canary });
+        self.persist(Record::Settled { worker, data, isa, canary });
     }
 
     /// An instruction set that nobody who is here asked for, and nothing was computed with, binds nobody.

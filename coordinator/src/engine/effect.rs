@@ -47,6 +47,8 @@ pub enum Effect {
 pub enum Record {
     /// What the first worker settled for the whole run.
     Settled {
+        /// Whose they are.
+        worker: WorkerId,
         /// Data set of the run.
         data: DataIdentity,
         /// Its instruction set.

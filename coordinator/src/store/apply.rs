@@ -20,10 +20,10 @@ impl Applier {
     /// Writes one record. A failed transaction must not be followed by another with the same applier.
     pub(super) fn apply(&mut self, tx: &Transaction<'_>, record: &Record, now: f64) -> rusqlite::Result<()> {
         match record {
-            Record::Settled { data, isa, canary } => {
+            Record::Settled { worker, data, isa, canary } => {
                 let text = json!(data).to_string();
                 tx.execute("UPDATE run SET data = ?1, isa = ?2, canary = ?3", (&text, isa, canary))?;
-                event(tx, now, "settled", None, json!({ "data": data, "isa": isa, "canary": canary }))
+                event(tx, now, "settled", Some(worker), json!({ "data": data, "isa": isa, "canary": canary }))
             }
             Record::Joined { worker, host, pid, devices } => {
                 left(tx, now, worker, "replaced by a new connection")?;

@@ -13,7 +13,7 @@ pub fn data() -> DataIdentity {
 }
 
 pub fn settled() -> Record {
-    Record::Settled { data: data(), isa: "avx2".into(), canary: Some("ca".repeat(32)) }
+    Record::Settled { worker: WorkerId("a".into()), data: data(), isa: "avx2".into(), canary: Some("ca".repeat(32)) }
 }
 
 pub fn opened(generation: u64, base: u64) -> Record {

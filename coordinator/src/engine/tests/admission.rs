@@ -1,7 +1,7 @@
 //! Who is let in.
 
 use lockstep_proto::exit::ExitCode;
-use lockstep_proto::ids::StateId;
+use lockstep_proto::ids::{StateId, WorkerId};
 use lockstep_proto::message::{FromWorker, Left, PROTOCOL_VERSION, ToWorker};
 use lockstep_proto::recipe::DataKind;
 
@@ -16,7 +16,13 @@ fn a_first_worker_is_welcomed_with_the_resolved_recipe_and_settles_the_run() {
     assert_eq!((welcome.run_id.as_str(), welcome.isa.as_str()), ("run", "avx2"));
     assert_eq!(welcome.recipe_toml, recipe().to_toml());
     let records = records(&script.hear(1, FromWorker::Ready(ready())));
-    assert_eq!(records[0], Record::Settled { data: data(), isa: "avx2".into(), canary: Some("canary".into()) });
+    let settled = Record::Settled {
+        worker: WorkerId("a".into()),
+        data: data(),
+        isa: "avx2".into(),
+        canary: Some("canary".into()),
+    };
+    assert_eq!(records[0], settled);
     assert!(matches!(records[1], Record::Opened { .. }));
 }
 

@@ -40,7 +40,7 @@ impl Tables {
     /// One more record; panics where it breaks a rule.
     pub(super) fn apply(&mut self, record: &Record, course: &Course) {
         match record {
-            Record::Settled { data, isa, canary } => {
+            Record::Settled { data, isa, canary, .. } => {
                 assert!(self.settled.is_none(), "settled once");
                 self.settled = Some((data.clone(), isa.clone(), canary.clone()));
             }
