@@ -110,6 +110,10 @@ impl ManifestError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Newer { .. } => ExitCode::Protocol,
+            // No checkpoint there at all; one that lacks another file is damaged.
+            Self::Io { path, error } if error.kind() == io::ErrorKind::NotFound && path.ends_with(FILE_NAME) => {
+                ExitCode::NoInput
+            }
             Self::Io { .. } | Self::Malformed { .. } | Self::Size { .. } | Self::Hash { .. } => ExitCode::Data,
         }
     }

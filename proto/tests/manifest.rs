@@ -81,9 +81,13 @@ fn a_missing_file_or_manifest_is_named() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path());
     std::fs::remove_file(dir.path().join("optimizer.safetensors")).unwrap();
-    assert!(refused(dir.path()).to_string().contains("optimizer.safetensors: "));
+    let error = refused(dir.path());
+    assert!(error.to_string().contains("optimizer.safetensors: "), "{error}");
+    assert_eq!(error.exit_code(), ExitCode::Data);
     std::fs::remove_file(dir.path().join("manifest.json")).unwrap();
-    assert!(refused(dir.path()).to_string().contains("manifest.json: "));
+    let error = refused(dir.path());
+    assert!(error.to_string().contains("manifest.json: "), "{error}");
+    assert_eq!(error.exit_code(), ExitCode::NoInput);
 }
 
 #[test]

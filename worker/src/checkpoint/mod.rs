@@ -119,7 +119,8 @@ impl CheckpointError {
         match self {
             Self::Write { .. } => ExitCode::CantCreate,
             Self::Read { .. } => ExitCode::NoInput,
-            Self::Manifest(_) | Self::Tensors { .. } => ExitCode::Data,
+            Self::Manifest(error) => error.exit_code(),
+            Self::Tensors { .. } => ExitCode::Data,
             Self::Transfer { code, .. } => *code,
         }
     }
