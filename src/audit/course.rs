@@ -115,6 +115,13 @@ fn check_shards(row: &StepRow, batch: SampleRange, shards: &[LedgerRow], chunk: 
             ));
         }
         ranks.push(shard.rank);
+        if shard.worker.is_none() {
+            report.findings.push(format!(
+                "ledger: step {step}: {} is of a rank that generation {} did not have",
+                named(shard),
+                shard.generation
+            ));
+        }
         if shard.range.is_empty() {
             continue;
         }

@@ -191,6 +191,13 @@ fn a_rank_with_two_rows_is_named() {
 }
 
 #[test]
+fn a_row_that_no_worker_answers_for_is_named() {
+    let found = after("UPDATE ledger SET worker = NULL WHERE step = 1 AND rank = 0");
+    has(&found, "ledger: step 1: rank 0, positions [0, 16) is of a rank that generation 1 did not have");
+    assert_eq!(found.len(), 1, "{found:#?}");
+}
+
+#[test]
 fn doubled_lost_and_changed_lines_of_the_files_are_named() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), 2);
