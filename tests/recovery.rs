@@ -137,7 +137,7 @@ fn killed_at_random_steps_and_resumed_on_any_world_it_is_the_same_run() {
             assert_eq!(world, u64::from(after), "resumed on another world than asked for");
         }
         trials += 1;
-        inside += u32::from(base > 0 && died % STEPS_PER_EPOCH != 0);
+        inside += u32::from(base > 0 && !died.is_multiple_of(STEPS_PER_EPOCH));
         moved += u32::from(before != after);
         lost += died - base;
         eprintln!("trial {trials}: {before} → {after} workers, killed after step {died}, resumed from step {base}");
