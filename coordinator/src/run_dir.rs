@@ -71,6 +71,12 @@ pub enum RunDirError {
         /// The directory.
         path: PathBuf,
     },
+    /// It has checkpoints and no database: a new run in it would bury what is there.
+    #[error("run directory {} has checkpoints but lost its run.db; put it back, or choose another --run-dir", path.display())]
+    NoDatabase {
+        /// The directory.
+        path: PathBuf,
+    },
     /// There is no run to continue.
     #[error("no run to resume below {}; leave --resume out, or name the run with --run-dir", path.display())]
     NoLatest {
@@ -102,11 +108,16 @@ impl RunDirError {
             | Self::Changed { .. }
             | Self::Edited { .. }
             | Self::NoLatest { .. } => ExitCode::Usage,
-            Self::NoRecipe { .. } => ExitCode::NoInput,
+            Self::NoRecipe { .. } | Self::NoDatabase { .. } => ExitCode::NoInput,
             Self::Recipe { error } => error.exit_code(),
             Self::Io { .. } => ExitCode::CantCreate,
         }
     }
+}
+
+fn has_checkpoints(path: &Path) -> bool {
+    let is_one = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("step-");
+    fs::read_dir(path.join("checkpoints")).is_ok_and(|entries| entries.flatten().any(is_one))
 }
 
 /// A directory made ready for a coordinator.
@@ -125,6 +136,9 @@ impl RunDir {
     /// When it holds a run and `resume` is not set, or another run than asked for, or cannot be written.
     pub fn prepare(path: &Path, recipe: &Recipe, resume: bool) -> Result<Self, RunDirError> {
         let resumed = holds_run(path);
+        if has_checkpoints(path) && !path.join("run.db").exists() {
+            return Err(RunDirError::NoDatabase { path: path.to_owned() });
+        }
         if resumed {
             check(path, recipe, resume)?;
         } else if resume {

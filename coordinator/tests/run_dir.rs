@@ -40,6 +40,18 @@ fn a_run_directory_repeats_its_run() {
 }
 
 #[test]
+fn checkpoints_without_a_database_are_not_buried_under_a_new_run() {
+    let root = tempfile::tempdir().unwrap();
+    RunDir::prepare(root.path(), &recipe(), false).unwrap();
+    std::fs::create_dir(root.path().join("checkpoints/step-7")).unwrap();
+    for resume in [false, true] {
+        let error = RunDir::prepare(root.path(), &recipe(), resume).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::NoInput);
+        assert!(error.to_string().contains("lost its run.db"), "{error}");
+    }
+}
+
+#[test]
 fn only_some_keys_may_differ_on_resume() {
     let root = tempfile::tempdir().unwrap();
     RunDir::prepare(root.path(), &recipe(), false).unwrap();
