@@ -60,10 +60,7 @@ impl System {
     /// A cargo command in the root; `--locked` in CI, so that what was committed is what is tested.
     pub fn cargo(&self, args: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.current_dir(&self.root).args(args);
-        if in_ci() && args.first() != Some(&"fmt") && args.first() != Some(&"deny") {
-            command.arg("--locked");
-        }
+        command.current_dir(&self.root).args(cargo_args(args, in_ci()));
         command
     }
 
@@ -153,6 +150,15 @@ fn describe(command: &Command) -> String {
 fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// `--locked` comes right behind the subcommand: behind a `--` it would be the subcommand's tool's.
+fn cargo_args<'a>(args: &[&'a str], locked: bool) -> Vec<&'a str> {
+    let mut all = args.to_vec();
+    if locked && !matches!(args.first(), Some(&("fmt" | "deny"))) {
+        all.insert(1, "--locked");
+    }
+    all
 }
 
 #[cfg(test)]
