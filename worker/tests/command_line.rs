@@ -53,8 +53,8 @@ fn a_checkpoint_that_is_not_there_is_named() {
     let missing = folder.path().join("step-9");
     let out = folder.path().join("model.safetensors");
     let (missing, out) = (missing.to_str().unwrap(), out.to_str().unwrap());
-    ends(&["eval", missing], 65, "step-9/manifest.json");
-    ends(&["export", missing, "--out", out], 65, "step-9/manifest.json");
+    ends(&["eval", missing], 66, "step-9/manifest.json");
+    ends(&["export", missing, "--out", out], 66, "step-9/manifest.json");
 }
 
 #[test]

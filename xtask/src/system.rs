@@ -166,6 +166,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn locked_stands_before_what_is_passed_on() {
+        assert_eq!(cargo_args(&["clippy", "--", "-D"], true), ["clippy", "--locked", "--", "-D"]);
+        assert_eq!(cargo_args(&["fmt", "--all"], true), ["fmt", "--all"]);
+        assert_eq!(cargo_args(&["test"], false), ["test"]);
+    }
+
+    #[test]
     fn versions_compare_as_numbers() {
         assert_eq!(version("1.95.0 (abc 2026)"), Some((1, 95)));
         assert_eq!(version("1.100\""), Some((1, 100)));
