@@ -8,7 +8,7 @@ use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Generation, Lineage, StateId, Step};
 use lockstep_proto::message::StepPlan;
 use lockstep_proto::plan::Course;
-use lockstep_proto::recipe::{Recipe, Reduction};
+use lockstep_proto::recipe::Recipe;
 use lockstep_proto::split::num_chunks;
 use serde_json::json;
 
@@ -52,10 +52,7 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
     let (mut seconds, mut rates, mut times) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
     for step in (1..=args.warm_up + args.steps).map(Step) {
         let at = course.at(step);
-        let shard = match recipe.train.reduction {
-            Reduction::Canonical => num_chunks(at.batch.len, recipe.train.chunk),
-            Reduction::Fast => at.batch.len as u32,
-        };
+        let shard = num_chunks(at.batch.len, recipe.train.chunk);
         let plan = StepPlan { step, epoch: at.epoch, lr: at.lr, batch: at.batch, shards: vec![shard] };
         let start = Instant::now();
         let outcome = replica.step(Generation(1), &plan).map_err(plain)?;
