@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! recipe ──► plan ──► StepPlan ──► message · status · transfer ──► wire (protobuf)
-//!    │        ├─ schedule   learning rate of a step
+//!    │        ├─ schedule   learning rate of a step             warmup  a warm-up that waits for results
 //!    │        ├─ order      sample at a position       draws   augmentation at a position
 //!    │        └─ split      chunks of a batch, ranges of ranks     tree   order of addition
 //!    └─► isa · exit · manifest · digest
@@ -26,4 +26,5 @@ pub mod split;
 pub mod status;
 pub mod transfer;
 pub mod tree;
+pub mod warmup;
 pub mod wire;

@@ -1,9 +1,11 @@
 //! The course of a run: which batch a step takes, at which rate, and what comes after it. A property of the recipe
-//! and the number of samples; the world does not appear.
+//! and the number of samples; the world does not appear. Where the recipe lets a rate depend on results, the course is
+//! told of committed steps by [`Course::observe`].
 
 use crate::ids::{Epoch, SampleRange, Step};
 use crate::recipe::Recipe;
 use crate::schedule::LearningRate;
+use crate::warmup::UntilError;
 
 /// The course of a whole run.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +15,8 @@ pub struct Course {
     steps_per_epoch: u64,
     total_steps: u64,
     rate: LearningRate,
+    /// The rate of a warm-up that waits for results, and what it knows of them.
+    until: Option<(f64, UntilError)>,
     evaluate_every_epochs: u64,
     evaluate_first: bool,
     checkpoint_every_steps: u64,
@@ -63,6 +67,8 @@ impl Course {
             steps_per_epoch,
             total_steps,
             rate: LearningRate::new(&recipe.schedule, steps_per_epoch, total_steps),
+            until: UntilError::new(&recipe.schedule, recipe.train.window)
+                .map(|until| (recipe.schedule.warmup_lr, until)),
             evaluate_every_epochs: recipe.train.evaluate_every_epochs,
             evaluate_first: recipe.train.evaluate_first,
             checkpoint_every_steps: recipe.checkpoint.every_steps,
@@ -95,7 +101,22 @@ impl Course {
         Epoch(step.0.div_ceil(self.steps_per_epoch.max(1)))
     }
 
-    /// Step `step`, from 1. Step 0 is no step; it gives step 1.
+    /// Takes in the training error of a committed step, for rates that depend on it. Steps come in order.
+    pub fn observe(&mut self, step: Step, wrong: u64, samples: u64) {
+        if let Some((_, until)) = &mut self.until {
+            until.observe(step, wrong, samples);
+        }
+    }
+
+    /// Steps after `to` never happened.
+    pub fn roll_back(&mut self, to: Step) {
+        if let Some((_, until)) = &mut self.until {
+            until.roll_back(to);
+        }
+    }
+
+    /// Step `step`, from 1. Step 0 is no step; it gives step 1. Its rate is final once the committed steps up to
+    /// `step` − `train.window` were observed.
     pub fn at(&self, step: Step) -> CourseStep {
         let step = Step(step.0.max(1));
         let index = (step.0 - 1) % self.steps_per_epoch.max(1);
@@ -104,7 +125,10 @@ impl Course {
         CourseStep {
             epoch: self.epoch_of(step),
             batch: SampleRange { start, len },
-            lr: self.rate.at(step),
+            lr: match &self.until {
+                Some((lr, until)) if until.holds(step) => *lr,
+                _ => self.rate.at(step),
+            },
             ends_epoch: index + 1 >= self.steps_per_epoch,
         }
     }

@@ -24,7 +24,8 @@ impl LearningRate {
     /// For a run of `total_steps`, `steps_per_epoch` an epoch.
     pub fn new(schedule: &Schedule, steps_per_epoch: u64, total_steps: u64) -> Self {
         let warmup_steps = match schedule.warmup {
-            Warmup::None => 0,
+            // `until_error` is decided by results: see `warmup`.
+            Warmup::None | Warmup::UntilError => 0,
             Warmup::Linear | Warmup::Held if schedule.warmup_steps > 0 => schedule.warmup_steps,
             Warmup::Linear | Warmup::Held => (schedule.warmup_epochs * steps_per_epoch as f64).round() as u64,
         };
@@ -44,7 +45,7 @@ impl LearningRate {
             return own;
         }
         match self.schedule.warmup {
-            Warmup::None => own,
+            Warmup::None | Warmup::UntilError => own,
             Warmup::Held => self.schedule.warmup_lr,
             Warmup::Linear if step == self.warmup_steps => own,
             Warmup::Linear => {

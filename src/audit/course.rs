@@ -19,7 +19,7 @@ pub fn check(
     dataset: &dyn Dataset,
     report: &mut Report,
 ) -> Result<Vec<StepRow>, Failure> {
-    let course = Course::new(recipe, dataset.identity().num_train);
+    let mut course = Course::new(recipe, dataset.identity().num_train);
     let mut steps = Vec::new();
     reader.each_step(|row| steps.push(row))?;
     report.steps = steps.len() as u64;
@@ -34,6 +34,7 @@ pub fn check(
         }
         let planned = course.at(row.step);
         check_step(row, &planned, report);
+        course.observe(row.step, row.wrong, row.samples);
         let digest = expected_digest(dataset, recipe, planned.epoch, planned.batch);
         if digest != row.digest {
             report.findings.push(format!(

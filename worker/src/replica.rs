@@ -176,6 +176,8 @@ struct Replica {
 struct World {
     opening: Arc<Opening>,
     rank: Rank,
+    /// The rate that the last step was taken with.
+    lr: Option<f64>,
 }
 
 impl Replica {
@@ -226,7 +228,7 @@ impl Replica {
             Ok(hash)
         });
         let (generation, base) = (open.generation, open.base.step);
-        self.world = Some(World { opening, rank });
+        self.world = Some(World { opening, rank, lr: None });
         if let Some(state_sha256) = self.settle(result, base)? {
             self.say(Event::Synced { replica: self.index, generation, state_sha256 });
         }
@@ -266,6 +268,9 @@ impl Replica {
         let Some(outcome) = self.settle(result, plan.step)? else { return Ok(()) };
         // After a rollback the base is of an older history; what is computed from it belongs to this one.
         self.compute.set_id(Some(StateId { lineage: open.lineage, generation: open.generation, step: plan.step }));
+        if let Some(world) = &mut self.world {
+            world.lr = Some(plan.lr);
+        }
         self.say(Event::Message(FromWorker::Reported(StepReport {
             generation: open.generation,
             rank,
@@ -303,7 +308,7 @@ impl Replica {
         let (model, optimizer) = self.compute.tensors();
         let course = &self.shared.course;
         let next_position = if step.0 < course.total_steps() { course.at(step.next()).batch.start } else { 0 };
-        let lr = (step > Step(0)).then(|| ("lr".to_owned(), course.at(step).lr));
+        let lr = self.world.as_ref().and_then(|world| world.lr).map(|lr| ("lr".to_owned(), lr));
         self.shared.writer.save(Snapshot {
             id,
             generation: open.generation,
@@ -327,7 +332,7 @@ impl Replica {
             Err(ComputeError::Collective(error)) => {
                 let world = self.world.take();
                 self.leave();
-                let Some(World { opening, rank }) = world else { return Ok(None) };
+                let Some(World { opening, rank, .. }) = world else { return Ok(None) };
                 let generation = opening.open.generation;
                 // What was aborted from here failed because of that, and is nobody's fault.
                 if !self.abort.is_closed(generation) {

@@ -97,6 +97,9 @@ impl Engine {
         let from = self.ledger.committed();
         let lineage = self.ledger.roll_back(to);
         self.shelf.roll_back(to);
+        if let Some(course) = &mut self.course {
+            course.roll_back(to);
+        }
         self.persist(Record::RolledBack { from, to, lineage });
     }
 }

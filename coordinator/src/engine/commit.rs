@@ -164,6 +164,9 @@ impl Engine {
         };
         self.pace.step(Last::of(&committed));
         self.ledger.commit(step, generation);
+        if let Some(course) = &mut self.course {
+            course.observe(step, committed.wrong, committed.samples);
+        }
         self.num_fruitless = 0;
         if let Some(world) = &mut self.world {
             world.has_committed = true;

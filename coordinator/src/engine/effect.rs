@@ -201,6 +201,8 @@ pub struct History {
     pub committed: Step,
     /// Generation of each committed step as spans: (first step, generation), ascending.
     pub spans: Vec<(Step, Generation)>,
+    /// Wrong predictions and samples of each committed step, from step 1.
+    pub errors: Vec<(u64, u64)>,
     /// Epochs that have an evaluation.
     pub evaluated: Vec<Epoch>,
     /// Test error of each evaluated epoch's step, for `best`.

@@ -142,7 +142,12 @@ impl Engine {
     /// The history cannot be continued.
     pub fn new(config: EngineConfig, history: History) -> Result<(Self, Vec<Effect>), EngineError> {
         let settled = history.settled.clone().map(|(data, isa, canary)| Settled { data, isa, canary });
-        let course = settled.as_ref().map(|settled| Course::new(&config.recipe, settled.data.num_train));
+        let mut course = settled.as_ref().map(|settled| Course::new(&config.recipe, settled.data.num_train));
+        if let Some(course) = &mut course {
+            (1..)
+                .zip(&history.errors)
+                .for_each(|(step, (wrong, samples))| course.observe(Step(step), *wrong, *samples));
+        }
         let ledger = Ledger::new(&history, course.as_ref());
         let shelf = Shelf::new(&history, &ledger);
         if ledger.committed().0 > 0 && shelf.newest().is_none() {

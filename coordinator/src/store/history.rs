@@ -50,6 +50,8 @@ pub(super) fn load(connection: &Connection, run_dir: &Path) -> rusqlite::Result<
     let spans = all(connection, "SELECT MIN(step), generation FROM steps GROUP BY generation ORDER BY 1", |row| {
         Ok((Step(count(row, 0)?), Generation(count(row, 1)?)))
     })?;
+    let errors =
+        all(connection, "SELECT wrong, samples FROM steps ORDER BY step", |row| Ok((count(row, 0)?, count(row, 1)?)))?;
     let evaluated = all(connection, "SELECT epoch FROM evaluations ORDER BY epoch", |row| count(row, 0).map(Epoch))?;
     let best = connection
         .query_row(
@@ -66,6 +68,7 @@ pub(super) fn load(connection: &Connection, run_dir: &Path) -> rusqlite::Result<
         lineage,
         committed,
         spans,
+        errors,
         evaluated,
         best,
         checkpoints,

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::error::RecipeError;
-use super::types::{DataKind, Recipe, ScheduleKind, Warmup};
+use super::types::{BnMomentum, BnPosition, DataKind, Recipe, ScheduleKind, Warmup};
 use crate::manifest::is_plain_name;
 
 /// The most chunks of one global batch.
@@ -66,8 +66,16 @@ fn model(recipe: &Recipe) -> Result<(), RecipeError> {
     let model = &recipe.model;
     require((1..=1000).contains(&model.n), "model.n", model.n, "at least 1 (depth is 6n + 2) and at most 1000")?;
     require((1..=4096).contains(&model.width), "model.width", model.width, "at least 1 and at most 4096")?;
-    let share = model.bn_momentum > 0.0 && model.bn_momentum <= 1.0;
-    require(share, "model.bn_momentum", model.bn_momentum, "a number above 0 and at most 1")?;
+    let share = match model.bn_momentum {
+        BnMomentum::Constant(weight) => weight > 0.0 && weight <= 1.0,
+        BnMomentum::Rule(_) => true,
+    };
+    require(share, "model.bn_momentum", model.bn_momentum, "a number above 0 and at most 1, or \"dynamic\"")?;
+    let slope = (0.0..1.0).contains(&model.leaky_slope);
+    require(slope, "model.leaky_slope", model.leaky_slope, "at least 0 and below 1")?;
+    let begins = !model.zero_gamma || model.bn_position == BnPosition::BeforeAdd;
+    let last = "false, or model.bn_position = \"before_add\": after the addition it would silence the whole block";
+    require(begins, "model.zero_gamma", true, last)?;
     let positive = model.bn_eps.is_finite() && model.bn_eps > 0.0;
     require(positive, "model.bn_eps", model.bn_eps, "a finite number above 0")
 }
@@ -84,7 +92,18 @@ fn optim(recipe: &Recipe) -> Result<(), RecipeError> {
         require(moving, "optim.nesterov", true, "false, or an optim.momentum above 0")?;
         require(optim.dampening == 0.0, "optim.dampening", optim.dampening, "0 with optim.nesterov = true")?;
     }
-    Ok(())
+    for (key, share) in [
+        ("optim.alpha", optim.alpha),
+        ("optim.rho", optim.rho),
+        ("optim.beta1", optim.beta1),
+        ("optim.beta2", optim.beta2),
+    ] {
+        require((0.0..1.0).contains(&share), key, share, below_one)?;
+    }
+    let small = optim.eps.is_finite() && optim.eps >= 0.0;
+    require(small, "optim.eps", optim.eps, "a finite number that is not negative (0: the solver's own)")?;
+    let trust = optim.trust.is_finite() && optim.trust > 0.0;
+    require(trust, "optim.trust", optim.trust, "a finite number above 0")
 }
 
 fn schedule(recipe: &Recipe) -> Result<(), RecipeError> {
@@ -122,6 +141,17 @@ fn schedule(recipe: &Recipe) -> Result<(), RecipeError> {
             require(long, "schedule.warmup", "\"held\"", length)?;
             let rate = "above 0 with schedule.warmup = \"held\"";
             require(schedule.warmup_lr > 0.0, "schedule.warmup_lr", schedule.warmup_lr, rate)
+        }
+        Warmup::UntilError => {
+            let unused = "0 with schedule.warmup = \"until_error\": its length depends on results";
+            require(schedule.warmup_steps == 0, "schedule.warmup_steps", schedule.warmup_steps, unused)?;
+            require(schedule.warmup_epochs == 0.0, "schedule.warmup_epochs", schedule.warmup_epochs, unused)?;
+            let rate = "above 0 with schedule.warmup = \"until_error\"";
+            require(schedule.warmup_lr > 0.0, "schedule.warmup_lr", schedule.warmup_lr, rate)?;
+            let fraction = schedule.warmup_error > 0.0 && schedule.warmup_error <= 1.0;
+            require(fraction, "schedule.warmup_error", schedule.warmup_error, "a fraction above 0 and at most 1")?;
+            let over = (1..=1_000_000).contains(&schedule.warmup_over);
+            require(over, "schedule.warmup_over", schedule.warmup_over, "at least 1 step and at most 1000000")
         }
     }
 }

@@ -6,6 +6,9 @@
 //! | `train.epochs`, `train.max_steps` | no: they only end it; yes with a cosine or polynomial schedule, which is stretched over the whole run | if larger; no |
 //! | `name` | no | no |
 //! | all others | yes | no |
+//!
+//! A key that a later version added counts in the hash only where it differs from its default, which is what earlier
+//! versions did: their runs go on.
 
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
@@ -14,13 +17,35 @@ use super::parse::flatten;
 use super::types::{Recipe, ScheduleKind};
 use crate::manifest::hex;
 
+/// Keys that came after the first version.
+const ADDED: [&str; 16] = [
+    "model.activation",
+    "model.bn_order",
+    "model.bn_precise",
+    "model.conv_bias",
+    "model.init",
+    "model.leaky_slope",
+    "model.zero_gamma",
+    "optim.alpha",
+    "optim.beta1",
+    "optim.beta2",
+    "optim.eps",
+    "optim.formula",
+    "optim.rho",
+    "optim.trust",
+    "schedule.warmup_error",
+    "schedule.warmup_over",
+];
+
 impl Recipe {
     /// Hash over the keys that decide the course of a run, defaults included: lines `key = value`, keys ascending.
     /// Two runs with the same hash take the same steps, as far as the shorter one goes.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
+        let defaults = Recipe::default().keys();
+        let is_added = |key: &str, value: &Value| ADDED.contains(&key) && defaults.get(key) == Some(value);
         for (key, value) in self.keys() {
-            if self.decides(&key) {
+            if self.decides(&key) && !is_added(&key, &value) {
                 hash.update(format!("{key} = {value}\n"));
             }
         }

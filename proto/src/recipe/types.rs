@@ -1,6 +1,12 @@
 //! The keys of a recipe, one struct a table.
 
+mod model;
+mod optim;
+
 use serde::{Deserialize, Serialize};
+
+pub use model::*;
+pub use optim::*;
 
 /// A whole recipe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -95,142 +101,6 @@ pub struct Augment {
     pub shift: u32,
     /// Horizontal flip with probability one half.
     pub flip: bool,
-}
-
-/// `[model]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Model {
-    /// Family.
-    pub arch: Arch,
-    /// Blocks a stage; depth 6n + 2.
-    pub n: u32,
-    /// Channels of the first stage (He et al.: 16); doubled at each later stage.
-    pub width: u32,
-    /// What joins blocks whose shapes differ.
-    pub shortcut: Shortcut,
-    /// Where a block's second BatchNorm stands.
-    pub bn_position: BnPosition,
-    /// Whether a block ends with ReLU.
-    pub final_relu: bool,
-    /// Weight of the new batch in the running statistics, 0…1.
-    pub bn_momentum: f64,
-    /// Added to the variance.
-    pub bn_eps: f64,
-}
-
-/// `model.arch`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Arch {
-    /// He et al. 2015, section 4.2.
-    #[default]
-    ResnetCifar,
-}
-
-/// `model.shortcut`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Shortcut {
-    /// Every second pixel, zero channels appended; no parameters.
-    #[default]
-    A,
-    /// 1×1 projection with BatchNorm where the shape changes.
-    B,
-    /// Projection everywhere.
-    C,
-}
-
-/// `model.bn_position`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BnPosition {
-    /// conv – BN – add (the reference).
-    #[default]
-    BeforeAdd,
-    /// conv – add – BN.
-    AfterAdd,
-}
-
-/// `[optim]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Optim {
-    /// Which rule.
-    pub solver: Solver,
-    /// Momentum (0: plain SGD).
-    pub momentum: f64,
-    /// Nesterov's form.
-    pub nesterov: bool,
-    /// Dampening of classical momentum; must be 0 with Nesterov.
-    pub dampening: f64,
-    /// L2 penalty added to the gradient.
-    pub weight_decay: f64,
-    /// Whether decay applies to BatchNorm's γ, β and to biases too.
-    pub decay_vectors: bool,
-}
-
-/// `optim.solver`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Solver {
-    /// Stochastic gradient descent with momentum.
-    #[default]
-    Sgd,
-}
-
-/// `[schedule]`: the learning rate as a pure function of the step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Schedule {
-    /// Shape after warm-up.
-    pub kind: ScheduleKind,
-    /// The base rate.
-    pub lr: f64,
-    /// `step`: epochs ≤ m keep the old rate, epoch m + 1 has the new one. Ascending.
-    pub milestones: Vec<u64>,
-    /// `step`: factor at each milestone.
-    pub gamma: f64,
-    /// `polynomial`: exponent.
-    pub power: f64,
-    /// `cosine`, `polynomial`: the rate at the end.
-    pub final_lr: f64,
-    /// How the first steps differ.
-    pub warmup: Warmup,
-    /// Length of the warm-up in steps (0: use `warmup_epochs`).
-    pub warmup_steps: u64,
-    /// Length of the warm-up in epochs, may be a fraction (0: none).
-    pub warmup_epochs: f64,
-    /// `linear`: the ramp's value at step 0; step `warmup_steps` has the schedule's own rate. `held`: the rate of
-    /// every warm-up step.
-    pub warmup_lr: f64,
-}
-
-/// `schedule.kind`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleKind {
-    /// The base rate throughout.
-    Constant,
-    /// Multiplied by `gamma` after each milestone.
-    #[default]
-    Step,
-    /// Half a cosine from the base rate to `final_lr` over the run, after warm-up.
-    Cosine,
-    /// `(1 − t)^power` from the base rate to `final_lr`, after warm-up.
-    Polynomial,
-}
-
-/// `schedule.warmup`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Warmup {
-    /// None.
-    #[default]
-    None,
-    /// A ramp from `warmup_lr` to the schedule's own rate.
-    Linear,
-    /// `warmup_lr` held for every warm-up step.
-    Held,
 }
 
 /// `[train]`
@@ -363,51 +233,6 @@ impl Default for Data {
 impl Default for Augment {
     fn default() -> Self {
         Self { shift: 4, flip: true }
-    }
-}
-
-impl Default for Model {
-    fn default() -> Self {
-        Self {
-            arch: Arch::default(),
-            n: 3,
-            width: 16,
-            shortcut: Shortcut::default(),
-            bn_position: BnPosition::default(),
-            final_relu: true,
-            bn_momentum: 0.1,
-            bn_eps: 1e-5,
-        }
-    }
-}
-
-impl Default for Optim {
-    fn default() -> Self {
-        Self {
-            solver: Solver::default(),
-            momentum: 0.9,
-            nesterov: true,
-            dampening: 0.0,
-            weight_decay: 1e-4,
-            decay_vectors: true,
-        }
-    }
-}
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self {
-            kind: ScheduleKind::default(),
-            lr: 0.1,
-            milestones: Vec::new(),
-            gamma: 0.1,
-            power: 1.0,
-            final_lr: 0.0,
-            warmup: Warmup::default(),
-            warmup_steps: 0,
-            warmup_epochs: 0.0,
-            warmup_lr: 0.0,
-        }
     }
 }
 

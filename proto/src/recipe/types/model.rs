@@ -1,0 +1,166 @@
+//! `[model]`
+
+use serde::{Deserialize, Serialize};
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// Family.
+    pub arch: Arch,
+    /// Blocks a stage; depth 6n + 2.
+    pub n: u32,
+    /// Channels of the first stage (He et al.: 16); doubled at each later stage.
+    pub width: u32,
+    /// What joins blocks whose shapes differ.
+    pub shortcut: Shortcut,
+    /// Where a block's second BatchNorm stands.
+    pub bn_position: BnPosition,
+    /// Whether a block ends with the activation.
+    pub final_relu: bool,
+    /// The nonlinearity.
+    pub activation: Activation,
+    /// `leaky_relu`: slope for negative values.
+    pub leaky_slope: f64,
+    /// Which comes first where BatchNorm and the activation follow each other.
+    pub bn_order: BnOrder,
+    /// Whether convolutions have a bias (redundant before BatchNorm; the Torch7 original has them).
+    pub conv_bias: bool,
+    /// How parameters start.
+    pub init: Init,
+    /// Start the last γ of each branch at 0, so that a block begins as its shortcut (Goyal et al. 2017).
+    pub zero_gamma: bool,
+    /// Weight of the new batch in the running statistics: a number in (0, 1], or `"dynamic"`.
+    pub bn_momentum: BnMomentum,
+    /// Added to the variance.
+    pub bn_eps: f64,
+    /// Evaluate with statistics averaged over so many training batches with the weights as they are, instead of the
+    /// running ones (0: the running ones).
+    pub bn_precise: u64,
+}
+
+/// `model.arch`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arch {
+    /// He et al. 2015, section 4.2.
+    #[default]
+    ResnetCifar,
+}
+
+/// `model.shortcut`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shortcut {
+    /// Every second pixel, zero channels appended; no parameters.
+    #[default]
+    A,
+    /// 1×1 projection with BatchNorm where the shape changes.
+    B,
+    /// Projection everywhere.
+    C,
+}
+
+/// `model.bn_position`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BnPosition {
+    /// conv – BN – add (the reference).
+    #[default]
+    BeforeAdd,
+    /// conv – add – BN.
+    AfterAdd,
+}
+
+/// `model.activation`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// max(x, 0).
+    #[default]
+    Relu,
+    /// x where x > 0, else `leaky_slope`·x.
+    LeakyRelu,
+}
+
+/// `model.bn_order`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BnOrder {
+    /// conv – BN – activation (the reference).
+    #[default]
+    BeforeActivation,
+    /// conv – activation – BN. Where an addition stands between the two, nothing changes.
+    AfterActivation,
+}
+
+/// `model.init`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// Convolutions N(0, 2 / fan-in), γ = 1.
+    #[default]
+    Ours,
+    /// As the Torch7 original: γ from N(1, 0.002²).
+    Seed,
+    /// As its `nninit` variant: γ from U(0, 1) in the stem and in each block's second BatchNorm, else N(1, 0.002²).
+    SeedNninit,
+}
+
+/// `model.bn_momentum`
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a number above 0 and at most 1, or \"dynamic\"")]
+pub enum BnMomentum {
+    /// The same for every batch.
+    Constant(f64),
+    /// By a rule.
+    Rule(BnRule),
+}
+
+/// A rule for `model.bn_momentum`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BnRule {
+    /// 1 / (1 + k) for batch k of the epoch, from 0: the running statistics are the plain average over the epoch.
+    Dynamic,
+}
+
+impl BnMomentum {
+    /// The weight of batch `index` of an epoch, from 0.
+    pub fn at(self, index: u64) -> f64 {
+        match self {
+            Self::Constant(weight) => weight,
+            Self::Rule(BnRule::Dynamic) => 1.0 / (1.0 + index as f64),
+        }
+    }
+}
+
+impl std::fmt::Display for BnMomentum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Constant(weight) => write!(f, "{weight}"),
+            Self::Rule(BnRule::Dynamic) => f.write_str("\"dynamic\""),
+        }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            arch: Arch::default(),
+            n: 3,
+            width: 16,
+            shortcut: Shortcut::default(),
+            bn_position: BnPosition::default(),
+            final_relu: true,
+            activation: Activation::default(),
+            leaky_slope: 0.01,
+            bn_order: BnOrder::default(),
+            conv_bias: false,
+            init: Init::default(),
+            zero_gamma: false,
+            bn_momentum: BnMomentum::Constant(0.1),
+            bn_eps: 1e-5,
+            bn_precise: 0,
+        }
+    }
+}
