@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{audit, coordinate, data, doctor, events, exec, status, train};
+use crate::{audit, coordinate, data, doctor, events, exec, status, sweep, train};
 
 /// Trains residual networks over many processes such that the course of a run is a property of its recipe.
 #[derive(Parser)]
@@ -15,6 +15,7 @@ use crate::{audit, coordinate, data, doctor, events, exec, status, train};
   lockstep train --list                      the recipes inside this program
   lockstep status runs/demo/latest           how far it is
   lockstep audit runs/demo/latest            whether every sample was there exactly once
+  lockstep sweep --list                      tables of runs, and how far they are
 
 Every flag may also be given as LOCKSTEP_<FLAG> in the environment. Exit codes: see the README.")]
 pub struct Cli {
@@ -46,6 +47,8 @@ enum Command {
     Events(events::Args),
     /// Prove from a run directory that every position was in exactly one committed step.
     Audit(audit::Args),
+    /// Run tables of configurations × seeds, or list them.
+    Sweep(sweep::Args),
     /// Get data sets.
     Data(data::Args),
     /// Show what this installation has, and what it lacks.
@@ -72,6 +75,7 @@ impl Cli {
             Command::Status(args) => status::run(&args),
             Command::Events(args) => events::run(&args),
             Command::Audit(args) => audit::run(&args),
+            Command::Sweep(args) => sweep::run(args),
             Command::Data(args) => data::run(&args),
             Command::Doctor(args) => doctor::run(&args),
         }

@@ -3,7 +3,8 @@
 //! ```text
 //! train ──► coordinator (in this process) ◄── gRPC ── lockstep-worker × N (children)
 //! coordinator                                   worker, eval, export, bench ──► exec lockstep-worker
-//! status, events, audit ──► run directory       data, doctor
+//! sweep ──► train × J (children)                  data, doctor
+//! status, events, audit ──► run directory
 //! ```
 //! May never: link libtorch, decide anything about a run's course.
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ mod flags;
 mod output;
 mod signals;
 mod status;
+mod sweep;
 mod train;
 
 use std::io::IsTerminal as _;

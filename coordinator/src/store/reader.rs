@@ -44,6 +44,18 @@ impl RunReader {
         rows::steps(&self.connection, Step(0), each).map_err(|error| self.error(error))
     }
 
+    /// The last committed step; 0 before the first.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn last_step(&self) -> Result<Step, StoreError> {
+        let last: Option<i64> = self
+            .connection
+            .query_row("SELECT max(step) FROM steps", [], |row| row.get(0))
+            .map_err(|error| self.error(error))?;
+        Ok(Step(last.map_or(0, i64::unsigned_abs)))
+    }
+
     /// The ledger, by step and rank, handed out row by row.
     ///
     /// # Errors
