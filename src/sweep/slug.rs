@@ -129,7 +129,11 @@ mod tests {
         assert_eq!(golden, GOLDEN);
     }
 
-    const GOLDEN: [&str; 3] = ["", "", ""];
+    const GOLDEN: [&str; 3] = [
+        "cifar10-resnet20-175646b4",
+        "cifar10-resnet110-warmup=held-warmup_lr=0.001-warmup_steps=400-363f71d3",
+        "shapes-resnet8-schedule=cosine-batch=64-epochs=4-c8ca439f",
+    ];
 
     #[test]
     fn the_hash_knows_the_length_of_a_run_and_no_seed() {
