@@ -45,7 +45,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lockstep_proto::exit::ExitCode;
-use lockstep_proto::ids::{Generation, WorkerId};
+use lockstep_proto::ids::{Generation, Step, WorkerId};
 use lockstep_proto::message::{DataIdentity, FromWorker};
 use lockstep_proto::plan::Course;
 
