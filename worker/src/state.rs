@@ -93,7 +93,7 @@ impl State {
     ) -> Result<Self, TorchError> {
         let kind = if precision == Precision::Fp64 { Kind::Double } else { Kind::Float };
         let flat = || Tensor::f_zeros([layout.len as i64], (kind, Device::Cpu));
-        let buffer = |name: &&'static str| Ok(Buffer { name: *name, values: flat()? });
+        let buffer = |name: &&'static str| Ok(Buffer { name, values: flat()? });
         let buffers = optim::buffers(solver).iter().map(buffer).collect::<Result<_, TorchError>>()?;
         let mut state = Self { id: None, master: flat()?, buffers, running: Vec::new() };
         state.reset_running(program);

@@ -17,22 +17,21 @@ use lockstep_torch::Activation;
 use crate::program::{Builder, Conv, Ending, Init, Program, Slot};
 
 pub(super) fn build(model: &Model, num_classes: i64) -> Program {
-    let (mut b, image) = Builder::new();
+    let (builder, image) = Builder::new();
+    let mut net = Net { model, builder };
     let mut channels = i64::from(model.width);
-    let stem = Layers { model };
-    let mut x = stem.conv(&mut b, "conv1", image, (3, channels), (3, 1));
-    x = stem.norm_act(&mut b, "bn1", x, channels, stem.gamma(Place::Stem));
+    let mut x = net.conv("conv1", image, (3, channels), (3, 1));
+    x = net.norm_act("bn1", x, channels, Place::Stem);
     for stage in 0..3i64 {
         let to = i64::from(model.width) << stage;
         for block in 0..i64::from(model.n) {
             let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-            let name = format!("layer{}.{block}", stage + 1);
-            let block = Block { layers: Layers { model }, name, channels: (channels, to), stride };
-            x = block.residual(&mut b, x);
+            let block = Block { name: format!("layer{}.{block}", stage + 1), channels: (channels, to), stride };
+            x = net.residual(&block, x);
             channels = to;
         }
     }
-    b.head(x, channels, num_classes)
+    net.builder.head(x, channels, num_classes)
 }
 
 /// Which BatchNorm, as far as its start depends on it.
@@ -44,13 +43,19 @@ enum Place {
     Projection,
 }
 
-/// Layers as the recipe wants all of them.
-#[derive(Clone, Copy)]
-struct Layers<'a> {
-    model: &'a Model,
+struct Block {
+    name: String,
+    channels: (i64, i64),
+    stride: i64,
 }
 
-impl Layers<'_> {
+/// A network in the making, every layer as the recipe wants it.
+struct Net<'a> {
+    model: &'a Model,
+    builder: Builder,
+}
+
+impl Net<'_> {
     fn act(&self) -> Activation {
         match self.model.activation {
             Kind::Relu => Activation::Relu,
@@ -69,65 +74,61 @@ impl Layers<'_> {
         }
     }
 
-    fn conv(&self, b: &mut Builder, name: &str, x: Slot, channels: (i64, i64), (kernel, stride): (i64, i64)) -> Slot {
-        b.conv(name, x, Conv { channels, kernel, stride, bias: self.model.conv_bias })
+    fn conv(&mut self, name: &str, x: Slot, channels: (i64, i64), (kernel, stride): (i64, i64)) -> Slot {
+        self.builder.conv(name, x, Conv { channels, kernel, stride, bias: self.model.conv_bias })
     }
 
-    fn norm(&self, b: &mut Builder, name: &str, x: Slot, channels: i64, gamma: Init) -> Slot {
-        b.norm(name, x, channels, Ending { add: None, act: Activation::Identity, gamma })
+    fn norm(&mut self, name: &str, x: Slot, channels: i64, place: Place) -> Slot {
+        let ending = Ending { add: None, act: Activation::Identity, gamma: self.gamma(place) };
+        self.builder.norm(name, x, channels, ending)
     }
 
     /// BN – act, or act – BN.
-    fn norm_act(&self, b: &mut Builder, name: &str, x: Slot, channels: i64, gamma: Init) -> Slot {
+    fn norm_act(&mut self, name: &str, x: Slot, channels: i64, place: Place) -> Slot {
+        let act = self.act();
         match self.model.bn_order {
-            BnOrder::BeforeActivation => b.norm(name, x, channels, Ending { add: None, act: self.act(), gamma }),
+            BnOrder::BeforeActivation => {
+                let ending = Ending { add: None, act, gamma: self.gamma(place) };
+                self.builder.norm(name, x, channels, ending)
+            }
             BnOrder::AfterActivation => {
-                let x = b.act(x, self.act());
-                self.norm(b, name, x, channels, gamma)
+                let x = self.builder.act(x, act);
+                self.norm(name, x, channels, place)
             }
         }
     }
-}
 
-struct Block<'a> {
-    layers: Layers<'a>,
-    name: String,
-    channels: (i64, i64),
-    stride: i64,
-}
-
-impl Block<'_> {
     /// conv – BN – act – conv, then one of four endings (`bn_position` × `final_relu`).
-    fn residual(&self, b: &mut Builder, x: Slot) -> Slot {
-        let (layers, name, to) = (self.layers, &self.name, self.channels.1);
-        let shortcut = self.shortcut(b, x);
-        let y = layers.conv(b, &format!("{name}.conv1"), x, self.channels, (3, self.stride));
-        let y = layers.norm_act(b, &format!("{name}.bn1"), y, to, layers.gamma(Place::First));
-        let y = layers.conv(b, &format!("{name}.conv2"), y, (to, to), (3, 1));
-        let (bn2, gamma) = (format!("{name}.bn2"), layers.gamma(Place::Second));
-        match (layers.model.bn_position, layers.model.final_relu) {
+    fn residual(&mut self, block: &Block, x: Slot) -> Slot {
+        let (name, to) = (&block.name, block.channels.1);
+        let shortcut = self.shortcut(block, x);
+        let y = self.conv(&format!("{name}.conv1"), x, block.channels, (3, block.stride));
+        let y = self.norm_act(&format!("{name}.bn1"), y, to, Place::First);
+        let y = self.conv(&format!("{name}.conv2"), y, (to, to), (3, 1));
+        let bn2 = format!("{name}.bn2");
+        match (self.model.bn_position, self.model.final_relu) {
             (BnPosition::BeforeAdd, ends) => {
-                let act = if ends { layers.act() } else { Activation::Identity };
-                b.norm(&bn2, y, to, Ending { add: Some(shortcut), act, gamma })
+                let act = if ends { self.act() } else { Activation::Identity };
+                let ending = Ending { add: Some(shortcut), act, gamma: self.gamma(Place::Second) };
+                self.builder.norm(&bn2, y, to, ending)
             }
             (BnPosition::AfterAdd, ends) => {
-                let sum = b.add(y, shortcut);
-                if ends { layers.norm_act(b, &bn2, sum, to, gamma) } else { layers.norm(b, &bn2, sum, to, gamma) }
+                let sum = self.builder.add(y, shortcut);
+                if ends { self.norm_act(&bn2, sum, to, Place::Second) } else { self.norm(&bn2, sum, to, Place::Second) }
             }
         }
     }
 
-    fn shortcut(&self, b: &mut Builder, x: Slot) -> Slot {
-        let (from, to) = self.channels;
-        let changes = from != to || self.stride != 1;
-        match self.layers.model.shortcut {
-            Shortcut::A if changes => b.subsample(x, to, self.stride),
+    fn shortcut(&mut self, block: &Block, x: Slot) -> Slot {
+        let Block { name, channels: (from, to), stride } = block;
+        let changes = from != to || *stride != 1;
+        match self.model.shortcut {
+            Shortcut::A if changes => self.builder.subsample(x, *to, *stride),
             Shortcut::A => x,
             Shortcut::B if !changes => x,
             Shortcut::B | Shortcut::C => {
-                let y = self.layers.conv(b, &format!("{}.downsample.0", self.name), x, self.channels, (1, self.stride));
-                let gamma = self.layers.gamma(Place::Projection);
-                self.layers.norm(b, &format!("{}.downsample.1", self.name), y, to, gamma)
+                let y = self.conv(&format!("{name}.downsample.0"), x, block.channels, (1, *stride));
+                self.norm(&format!("{name}.downsample.1"), y, *to, Place::Projection)
             }
         }
     }
