@@ -134,6 +134,13 @@ impl Plan {
         Ok(Self { sweeps, configs, runs })
     }
 
+    /// The first row of a configuration: its table's name and its label.
+    pub fn title_of(&self, config: usize) -> (&str, &str) {
+        let rows = self.sweeps.iter().flat_map(|sweep| sweep.rows.iter().map(move |row| (sweep, row)));
+        let mut rows = rows.filter(|(_, row)| row.config == config);
+        rows.next().map_or(("", ""), |(sweep, row)| (&sweep.name, &row.label))
+    }
+
     /// The runs of a row, in the order of its seeds.
     pub fn runs_of<'a>(&'a self, row: &'a Row) -> impl Iterator<Item = &'a Run> {
         row.seeds.iter().filter_map(|seed| self.runs.iter().find(|run| run.config == row.config && run.seed == *seed))
@@ -268,7 +275,7 @@ mod tests {
         assert_eq!(slugs.len(), plan.configs.len());
         let dirs: BTreeSet<_> = plan.runs.iter().map(|run| &run.dir).collect();
         assert_eq!(dirs.len(), plan.runs.len());
-        assert!(slugs.iter().all(|slug| slug.len() <= 100), "{slugs:?}");
+        assert!(slugs.iter().all(|slug| !slug.contains("-more-")), "every built-in one is told in full: {slugs:?}");
     }
 
     #[test]

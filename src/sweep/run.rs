@@ -104,7 +104,10 @@ fn take_stock(plan: &Plan) -> Result<(Tally, VecDeque<usize>), Failure> {
     for (index, run) in plan.runs.iter().enumerate() {
         check_recipe(run)?;
         let course = Course::new(&run.recipe, num_train(&run.recipe));
+        let (table, label) = plan.title_of(run.config);
         let mut account = Account {
+            table: table.to_owned(),
+            label: label.to_owned(),
             slug: plan.configs[run.config].slug.clone(),
             seed: run.seed,
             total_steps: course.total_steps(),

@@ -82,18 +82,20 @@ impl Show {
             output::json(&json!({ "kind": "measured", "ways": measured, "jobs": jobs }));
             return;
         }
-        let ways = measured.iter().map(|way| {
-            format!("{} at once with {} threads each {:.0} images/s", way.jobs, way.threads, way.images_per_s)
-        });
-        self.say(&format!("measured: {}: {jobs} at once", ways.collect::<Vec<_>>().join(", ")));
+        let ways = measured
+            .iter()
+            .map(|way| format!("{} at once, {} threads each, {:.0} images/s", way.jobs, way.threads, way.images_per_s));
+        self.say(&format!("measured: {}; taking {jobs} at once", ways.collect::<Vec<_>>().join("; ")));
     }
 
     /// A run was begun or taken up again.
     pub fn started(&self, account: &Account) {
         if matches!(self, Self::Json) {
-            output::json(&json!({ "kind": "run_started", "slug": account.slug, "seed": account.seed }));
+            output::json(
+                &json!({ "kind": "run_started", "table": account.table, "label": account.label, "slug": account.slug, "seed": account.seed }),
+            );
         } else {
-            self.say(&format!("{}: started", name(account)));
+            self.say(&format!("started  {}", name(account)));
         }
     }
 
@@ -101,16 +103,16 @@ impl Show {
     pub fn ended(&self, account: &Account, failure: Option<&Failure>) {
         if matches!(self, Self::Json) {
             output::json(&json!({
-                "kind": "run_ended", "slug": account.slug, "seed": account.seed, "test_error": account.test_error,
+                "kind": "run_ended", "table": account.table, "label": account.label, "slug": account.slug, "seed": account.seed, "test_error": account.test_error,
                 "code": failure.map_or(0, |failure| failure.code.code()),
                 "reason": failure.map(|failure| &failure.reason),
             }));
             return;
         }
         match (failure, account.test_error) {
-            (Some(failure), _) => self.note(&format!("{}: {failure}", name(account))),
-            (None, Some(error)) => self.say(&format!("{}: done, test error {error:.4}", name(account))),
-            (None, None) => self.say(&format!("{}: done", name(account))),
+            (Some(failure), _) => self.note(&format!("failed   {}: {failure}", name(account))),
+            (None, Some(error)) => self.say(&format!("done     {}: test error {error:.4}", name(account))),
+            (None, None) => self.say(&format!("done     {}", name(account))),
         }
     }
 
@@ -164,7 +166,7 @@ fn headline(summary: &Summary<'_>) -> String {
 }
 
 fn name(account: &Account) -> String {
-    format!("{} seed {}", account.slug, account.seed)
+    format!("{}: {}, seed {}", account.table, account.label, account.seed)
 }
 
 /// Name, epoch, step, loss.
@@ -172,7 +174,7 @@ fn describe(account: &Account) -> String {
     let mut text = name(account);
     if account.total_steps > 0 {
         text.push_str(&format!(
-            " epoch {}/{} step {}/{}",
+            "  epoch {}/{} step {}/{}",
             account.epoch, account.total_epochs, account.step, account.total_steps
         ));
     }
@@ -189,7 +191,8 @@ mod tests {
     #[test]
     fn a_line_says_how_far_the_sweep_and_each_run_is() {
         let account = Account {
-            slug: "shapes-resnet8-1a2b3c4d".into(),
+            table: "short".into(),
+            label: "ReLU, BN after add".into(),
             seed: 1,
             step: 6,
             total_steps: 12,
@@ -201,6 +204,6 @@ mod tests {
         let summary =
             Summary { runs: 11, done: 2, failed: 1, fraction: 0.25, eta_s: Some(200.0), running: vec![&account] };
         assert_eq!(headline(&summary), "2/11 runs, 1 failed, 3 min 20 s left");
-        assert_eq!(describe(&account), "shapes-resnet8-1a2b3c4d seed 1 epoch 2/3 step 6/12 loss 1.5000");
+        assert_eq!(describe(&account), "short: ReLU, BN after add, seed 1  epoch 2/3 step 6/12 loss 1.5000");
     }
 }

@@ -17,7 +17,7 @@ use crate::failure::Failure;
 /// What names are told from. Changing it renames every run.
 const REFERENCE: &str = "cifar10/resnet20";
 /// No name is longer: there are file systems and terminals.
-const MAX_LENGTH: usize = 100;
+const MAX_LENGTH: usize = 120;
 /// Tables that decide nothing.
 const FREE: [&str; 3] = ["elastic.", "checkpoint.", "log."];
 /// Keys that decide nothing or are in the name anyway.

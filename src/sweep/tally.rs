@@ -6,7 +6,11 @@ use serde_json::Value;
 /// One run's account.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Account {
-    /// Configuration and seed.
+    /// The first table with a row of this configuration.
+    pub table: String,
+    /// What that row is called.
+    pub label: String,
+    /// The configuration.
     pub slug: String,
     /// `train.seed`
     pub seed: u64,
