@@ -18,6 +18,8 @@ pub mod state;
 
 use std::path::PathBuf;
 
+pub use slug::identity;
+
 use crate::failure::Failure;
 use plan::{Options, Plan};
 
