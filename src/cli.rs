@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{audit, coordinate, data, doctor, events, exec, status, sweep, train};
+use crate::{audit, coordinate, data, doctor, events, exec, report, status, sweep, train};
 
 /// Trains residual networks over many processes such that the course of a run is a property of its recipe.
 #[derive(Parser)]
@@ -15,6 +15,7 @@ use crate::{audit, coordinate, data, doctor, events, exec, status, sweep, train}
   lockstep train --list                      the recipes inside this program
   lockstep status runs/demo/latest           how far it is
   lockstep audit runs/demo/latest            whether every sample was there exactly once
+  lockstep report runs/demo/latest           its table and figures as a page
   lockstep sweep --list                      tables of runs, and how far they are
 
 Every flag may also be given as LOCKSTEP_<FLAG> in the environment. Exit codes: see the README.")]
@@ -49,6 +50,8 @@ enum Command {
     Audit(audit::Args),
     /// Run tables of configurations × seeds, or list them.
     Sweep(sweep::Args),
+    /// Write tables and figures of runs or sweeps: HTML, Markdown, CSV, SVG, PNG.
+    Report(report::Args),
     /// Get data sets.
     Data(data::Args),
     /// Show what this installation has, and what it lacks.
@@ -76,6 +79,7 @@ impl Cli {
             Command::Events(args) => events::run(&args),
             Command::Audit(args) => audit::run(&args),
             Command::Sweep(args) => sweep::run(args),
+            Command::Report(args) => report::run(&args),
             Command::Data(args) => data::run(&args),
             Command::Doctor(args) => doctor::run(&args),
         }

@@ -4,7 +4,7 @@
 //! train ──► coordinator (in this process) ◄── gRPC ── lockstep-worker × N (children)
 //! coordinator                                   worker, eval, export, bench ──► exec lockstep-worker
 //! sweep ──► train × J (children)                  data, doctor
-//! status, events, audit ──► run directory
+//! status, events, audit, report ──► run directory
 //! ```
 //! May never: link libtorch, decide anything about a run's course.
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ mod exec;
 mod failure;
 mod flags;
 mod output;
+mod report;
 mod signals;
 mod status;
 mod sweep;

@@ -37,3 +37,42 @@ fn every_recipe_in_the_folder_is_inside_the_program() {
     builtin.sort();
     assert_eq!(files, builtin);
 }
+
+/// Code blocks of one language.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("```{language}\n");
+    page.split(&*fence).skip(1).filter_map(|rest| rest.split("```").next()).collect()
+}
+
+#[test]
+fn the_queries_on_the_page_about_run_directories_run() {
+    let dir = tempfile::tempdir().unwrap();
+    lockstep_coordinator::store::Store::open(dir.path()).unwrap().close().unwrap();
+    let connection = rusqlite::Connection::open(dir.path().join("run.db")).unwrap();
+    let queries = blocks(include_str!("../docs/reading-runs.md"), "sql");
+    assert_eq!(queries.len(), 6);
+    for query in queries {
+        let mut statement = connection.prepare(query).unwrap_or_else(|error| panic!("{query}: {error}"));
+        let mut rows = statement.query([]).unwrap();
+        while rows.next().unwrap_or_else(|error| panic!("{query}: {error}")).is_some() {}
+    }
+}
+
+#[test]
+fn the_columns_on_the_page_about_run_directories_exist() {
+    let recipe = lockstep_proto::recipe::Recipe::default().to_toml();
+    let contract = concat!(
+        "step epoch generation world_size lr loss error samples images_per_s data_s compute_s comm_s ",
+        "images train_loss train_error test_loss test_error test_error_top5 seconds ",
+    );
+    // Tables of a recipe, what the page itself builds, and words of pandas.
+    let known: Vec<&str> = contract.split_whitespace().chain(["schedule", "train", "seed", "count", "mean", "min", "std"]).collect();
+    let code = blocks(include_str!("../docs/reading-runs.md"), "python").join("\n");
+    let mut found = 0;
+    for word in code.split("[\"").skip(1).flat_map(|rest| rest.split(']').next().unwrap_or_default().split("\", \"")) {
+        let word = word.trim_matches('"');
+        assert!(known.contains(&word) || recipe.contains(&format!("{word} = ")), "no column or key `{word}`");
+        found += 1;
+    }
+    assert!(found > 10, "{found}");
+}

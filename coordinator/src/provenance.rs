@@ -89,7 +89,7 @@ impl Provenance {
     }
 
     /// What a run directory has; `None` when the file is not there or cannot be read.
-    pub(crate) fn read(run_dir: &Path) -> Option<Self> {
+    pub fn read(run_dir: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(run_dir.join(FILE_NAME)).ok()?).ok()
     }
 

@@ -28,6 +28,7 @@ use lockstep_proto::exit::ExitCode;
 
 use crate::failure::Failure;
 use plan::{Options, Plan};
+pub use slug::identity;
 use run::Sharing;
 
 /// Where runs lie unless told otherwise.

@@ -24,7 +24,7 @@ const FREE: [&str; 3] = ["elastic.", "checkpoint.", "log."];
 const UNNAMED: [&str; 5] = ["name", "data.kind", "data.path", "model.n", "train.seed"];
 
 /// Equal for recipes that are the same run but for the seed: the course, and where it ends.
-pub(super) fn identity(recipe: &Recipe) -> String {
+pub fn identity(recipe: &Recipe) -> String {
     let recipe = unseeded(recipe);
     format!("{} {} {}", recipe.sha256(), recipe.train.epochs, recipe.train.max_steps)
 }

@@ -33,6 +33,7 @@ use crate::signals::Signals;
 use fleet::{Exited, Fleet, Spec};
 use progress::Progress;
 pub use progress::{describe, duration};
+pub use summary::quoted;
 use replacement::{Death, Replacement, Verdict};
 
 /// Runs without a --run-dir go below it.

@@ -75,7 +75,7 @@ pub fn print(run: &Path, state_sha256: Option<String>, elapsed: Duration, can_gr
 }
 
 /// As a shell takes it.
-fn quoted(path: &Path) -> String {
+pub fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+:=@%,".contains(c);
     if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
