@@ -201,16 +201,16 @@ const TABLES: [(&str, &str); 2] = [
     (
         "first.toml",
         "recipe = \"demo\"\n[set]\ndata = { limit = 100, test_limit = 40 }\nmodel = { n = 1, width = 8 }\n\
-         schedule.kind = \"constant\"\ntrain = { batch = 32, chunk = 8, epochs = 2, evaluate_every_epochs = 50 }\n\
+         schedule.kind = \"constant\"\ntrain = { batch = 32, chunk = 8, epochs = 2, window = 4, evaluate_every_epochs = 50 }\n\
          log.every_s = 0.05\ncheckpoint = { every_steps = 20, every_epochs = 0 }\n\
-         [[row]]\nlabel = \"plain\"\n[[row]]\nlabel = \"long\"\nset.train.epochs = 120\n\
+         [[row]]\nlabel = \"plain\"\n[[row]]\nlabel = \"long\"\nset.train.epochs = 60\n\
          [[row]]\nlabel = \"narrow\"\nset.model.width = 4\n",
     ),
     (
         "second.toml",
         "recipe = \"demo\"\n[set]\ndata = { limit = 100, test_limit = 40 }\nmodel = { n = 1, width = 8 }\n\
-         schedule.kind = \"constant\"\ntrain = { batch = 32, chunk = 8, epochs = 2, evaluate_every_epochs = 50 }\n\
-         [[row]]\nlabel = \"the same\"\n[[row]]\nlabel = \"the same too\"\nset.train.epochs = 120\n",
+         schedule.kind = \"constant\"\ntrain = { batch = 32, chunk = 8, epochs = 2, window = 4, evaluate_every_epochs = 50 }\n\
+         [[row]]\nlabel = \"the same\"\n[[row]]\nlabel = \"the same too\"\nset.train.epochs = 60\n",
     ),
 ];
 
@@ -273,7 +273,7 @@ fn a_sweep_that_is_killed_goes_on_where_it_was() {
     assert_eq!(states(), ["absent", "absent", "absent"]);
 
     let mut first = Running::start(&mut sweep.command());
-    wait_for(&mut first, "long", 30);
+    wait_for(&mut first, "long", 10);
     let refused = end(&mut sweep.command());
     assert_eq!(refused.code, Some(73), "{}", refused.stderr);
     assert!(refused.stderr.contains(&format!("process {}; stop that one first", first.pid())), "{}", refused.stderr);
@@ -283,9 +283,9 @@ fn a_sweep_that_is_killed_goes_on_where_it_was() {
     let finished = touched(&dirs[0]);
 
     let mut second = Running::start(&mut sweep.command());
-    // What the first one's training did until it ended is less than two windows of 32 steps.
-    let taken_up = wait_for(&mut second, "long", 30);
-    wait_for(&mut second, "long", taken_up + 70);
+    // What the first one's training did until it ended is far less than 60 steps.
+    let taken_up = wait_for(&mut second, "long", 10);
+    wait_for(&mut second, "long", taken_up + 60);
     second.signal("TERM");
     let ended = second.end();
     assert_eq!(ended.code, Some(75), "{}", ended.stderr);
@@ -297,7 +297,7 @@ fn a_sweep_that_is_killed_goes_on_where_it_was() {
     assert_eq!(states(), ["done", "done", "done"]);
     assert_eq!(touched(&dirs[0]), finished, "what was done is not opened again");
     assert!(count(&dirs[1], "SELECT count(*) FROM generations") >= 3, "the cut run was resumed twice");
-    assert_eq!(count(&dirs[1], "SELECT count(*) FROM steps"), 480);
+    assert_eq!(count(&dirs[1], "SELECT count(*) FROM steps"), 240);
     assert_eq!(count(&dirs[2], "SELECT count(*) FROM generations"), 1);
 
     let before: Vec<_> = dirs.iter().map(|dir| touched(dir)).collect();

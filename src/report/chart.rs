@@ -19,8 +19,7 @@ use kuva::render::theme::Theme;
 use super::dashes;
 
 /// Okabe & Ito 2008 without its yellow, which is faint on white; then grey.
-const COLOURS: [&str; 8] =
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f"];
+const COLOURS: [&str; 8] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f"];
 /// Of the first eight lines, the next eight, …
 const DASHES: [&str; 4] = ["", "6 2.5", "2 2", "8 2.5 2 2.5"];
 /// Of a run that is not finished.
@@ -269,7 +268,11 @@ fn linear_bound(high: f64) -> f64 {
         return 1.0;
     }
     let decade = 10f64.powf(high.log10().floor());
-    [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0].iter().map(|step| step * decade).find(|bound| *bound >= high).unwrap_or(10.0 * decade)
+    [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0]
+        .iter()
+        .map(|step| step * decade)
+        .find(|bound| *bound >= high)
+        .unwrap_or(10.0 * decade)
 }
 
 #[cfg(test)]

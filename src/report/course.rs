@@ -103,12 +103,9 @@ fn kind(recipe: &Recipe) -> &'static str {
 
 fn data_set(recipe: &Recipe, data: Option<&DataIdentity>) -> String {
     match data {
-        Some(data) => format!(
-            "{}, {} training and {} test images",
-            kind(recipe),
-            grouped(data.num_train),
-            grouped(data.num_test)
-        ),
+        Some(data) => {
+            format!("{}, {} training and {} test images", kind(recipe), grouped(data.num_train), grouped(data.num_test))
+        }
         None => kind(recipe).to_owned(),
     }
 }

@@ -21,7 +21,11 @@ pub(super) fn of(section: &Section) -> Vec<String> {
         notes.push("Paper: He et al. 2015, Deep Residual Learning, table 6.".to_owned());
     }
     let departures: Vec<String> = section.cells.iter().map(|cells| cells.departures.join(", ")).collect();
-    notes.extend(by_rows(section, &departures, "Other schedule than that of the published figures, so not comparable: "));
+    notes.extend(by_rows(
+        section,
+        &departures,
+        "Other schedule than that of the published figures, so not comparable: ",
+    ));
     for (row, cells) in table.rows.iter().zip(&section.cells) {
         if let Some(note) = &row.reference.note {
             notes.push(format!("{}: {note}.", row.label));

@@ -32,12 +32,7 @@ fn make(dir: &Path, sets: &[&str], errors: &[f64], until: Option<u64>) -> Recipe
     };
     let worker = WorkerId("w".into());
     let mut records = vec![
-        Record::Settled {
-            worker: worker.clone(),
-            data: data.clone(),
-            isa: "avx2".into(),
-            canary: None,
-        },
+        Record::Settled { worker: worker.clone(), data: data.clone(), isa: "avx2".into(), canary: None },
         Record::Opened {
             generation: Generation(1),
             lineage: Lineage(1),
@@ -86,15 +81,7 @@ fn make(dir: &Path, sets: &[&str], errors: &[f64], until: Option<u64>) -> Recipe
 }
 
 fn evaluated(epoch: Epoch, step: Step, error: f64) -> Record {
-    Record::Evaluated {
-        epoch,
-        step,
-        generation: Generation(1),
-        world_size: 1,
-        loss: 1.0,
-        error,
-        error_top5: 0.0,
-    }
+    Record::Evaluated { epoch, step, generation: Generation(1), world_size: 1, loss: 1.0, error, error_top5: 0.0 }
 }
 
 #[derive(clap::Parser)]
@@ -244,7 +231,9 @@ fn the_markdown_is_as_it_was() {
 "
     );
     assert_eq!(table, expected);
-    for wanted in ["](training_loss.svg)", "](test_error.png)", "with local changes", "seed-2/recipe.toml`", &"ab".repeat(32)] {
+    for wanted in
+        ["](training_loss.svg)", "](test_error.png)", "with local changes", "seed-2/recipe.toml`", &"ab".repeat(32)]
+    {
         assert!(text.contains(wanted), "{wanted}: {text}");
     }
 }
@@ -363,7 +352,10 @@ fn a_section_for_programs_has_every_run() {
     let section: &Section = &report.tables[0];
     let rows = serde_json::to_value(data::rows(section)).unwrap();
     assert_eq!(rows[0]["test_error_mean"], 0.31);
-    assert_eq!((&rows[0]["difference_seed"], &rows[1]["test_error_sd"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    assert_eq!(
+        (&rows[0]["difference_seed"], &rows[1]["test_error_sd"]),
+        (&serde_json::Value::Null, &serde_json::Value::Null)
+    );
     let states: Vec<_> = rows[1]["runs"].as_array().unwrap().iter().map(|run| run["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["done", "unfinished", "not_run"]);
     assert_eq!(rows[2]["runs"][0]["remark"], "failed at step 20 of 32: loss is NaN");

@@ -17,9 +17,11 @@ mod lock;
 mod measure;
 pub mod plan;
 mod run;
+mod share;
 mod show;
 mod slug;
 pub mod state;
+mod stock;
 mod tally;
 
 use std::path::PathBuf;
@@ -28,8 +30,8 @@ use lockstep_proto::exit::ExitCode;
 
 use crate::failure::Failure;
 use plan::{Options, Plan};
+use share::Sharing;
 pub use slug::identity;
-use run::Sharing;
 
 /// Where runs lie unless told otherwise.
 pub const OUT: &str = "runs/sweeps";

@@ -8,41 +8,28 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use lockstep_coordinator::run_dir;
 use lockstep_proto::exit::ExitCode;
-use lockstep_proto::plan::Course;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::jobs::{Ended, Job};
 use super::lock::Lock;
-use super::measure::{Bench, best, candidates};
-use super::plan::{Plan, Run, num_train};
+use super::plan::Plan;
+use super::share::{Sharing, share};
 use super::show::Show;
-use super::state::{Mark, RunState, state};
-use super::tally::{Account, Phase, Tally};
+use super::state::Mark;
+use super::stock::{take_stock, write_recipe};
+use super::tally::{Phase, Tally};
 use crate::exec;
 use crate::failure::Failure;
 use crate::signals::Signals;
 
 /// So much news may wait to be counted.
 const NEWS: usize = 1024;
-
-/// How runs share this machine.
-#[derive(Clone, Debug)]
-pub struct Sharing {
-    /// Runs at once; `None`: measured on CPUs, one a device where several are named.
-    pub jobs: Option<usize>,
-    /// Threads of each; `None`: cores ÷ runs at once.
-    pub threads: Option<usize>,
-    /// Given to runs in turn; never empty.
-    pub devices: Vec<String>,
-}
 
 /// Runs everything in a plan that is not done.
 ///
@@ -94,117 +81,6 @@ pub fn run(plan: &Plan, out: &Path, sharing: &Sharing, json: bool) -> Result<(),
         };
         sweeping.live(&mut signals).await
     })
-}
-
-/// Reads how far every run is, and puts those to be done in order: what was begun, then the rest as planned; what failed
-/// last time comes last.
-fn take_stock(plan: &Plan) -> Result<(Tally, VecDeque<usize>), Failure> {
-    let mut accounts = Vec::new();
-    let mut queues: [Vec<usize>; 3] = Default::default();
-    for (index, run) in plan.runs.iter().enumerate() {
-        check_recipe(run)?;
-        let course = Course::new(&run.recipe, num_train(&run.recipe));
-        let (table, label) = plan.title_of(run.config);
-        let mut account = Account {
-            table: table.to_owned(),
-            label: label.to_owned(),
-            slug: plan.configs[run.config].slug.clone(),
-            seed: run.seed,
-            total_steps: course.total_steps(),
-            total_epochs: course.total_epochs(),
-            cost: plan.configs[run.config].cost,
-            ..Account::default()
-        };
-        match state(&run.dir) {
-            RunState::Done => account.phase = Phase::Done,
-            RunState::Partial { step } => {
-                account.step = step;
-                queues[0].push(index);
-            }
-            RunState::Absent => queues[1].push(index),
-            RunState::Failed { step, .. } => {
-                account.step = step;
-                queues[2].push(index);
-            }
-        }
-        accounts.push(account);
-    }
-    Ok((Tally { accounts }, queues.into_iter().flatten().collect()))
-}
-
-/// The slug has a hash of the recipe, so only hands can have put another run there.
-fn check_recipe(run: &Run) -> Result<(), Failure> {
-    if !run.dir.join("recipe.toml").is_file() {
-        return Ok(());
-    }
-    let kept = run_dir::recipe_of(&run.dir)?;
-    let mut differences = kept.differences(&run.recipe);
-    if differences.is_empty() && kept.train.epochs != run.recipe.train.epochs {
-        differences.push(format!("train.epochs: {} → {}", kept.train.epochs, run.recipe.train.epochs));
-    }
-    if differences.is_empty() {
-        return Ok(());
-    }
-    let reason = format!(
-        "run directory {} holds another recipe ({}); move it away, or choose another --out",
-        run.dir.display(),
-        differences.join("; ")
-    );
-    Err(Failure::new(ExitCode::Usage, reason))
-}
-
-/// Runs at once, and threads of each; measured with the first run.
-async fn share(
-    first: Option<&Run>,
-    num_runs: usize,
-    sharing: &Sharing,
-    worker: PathBuf,
-    show: &Show,
-) -> Result<(usize, usize), Failure> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let is_cpu = sharing.devices.iter().all(|device| device == "cpu");
-    let jobs = match (sharing.jobs, sharing.threads, first) {
-        (Some(jobs), ..) => jobs,
-        _ if sharing.devices.len() > 1 || !is_cpu => sharing.devices.len(),
-        (None, Some(threads), _) => cores / threads,
-        (None, None, Some(first)) => {
-            let bench = Bench { program: worker, recipe: write_recipe(first)? };
-            measure(&bench, cores, num_runs, show).await
-        }
-        (None, None, None) => 1,
-    };
-    let jobs = jobs.min(num_runs).max(1);
-    Ok((jobs, sharing.threads.unwrap_or((cores / jobs).max(1))))
-}
-
-/// The fastest number of runs at once; 1 when it cannot be measured.
-async fn measure(bench: &Bench, cores: usize, num_runs: usize, show: &Show) -> usize {
-    let ways = candidates(cores, num_runs);
-    if ways.len() == 1 {
-        return ways[0];
-    }
-    let mut measured = Vec::new();
-    for jobs in ways {
-        match bench.measure(jobs, cores).await {
-            Ok(way) => measured.push(way),
-            Err(error) => {
-                show.note(&format!("cannot measure {jobs} runs at once: {error}"));
-                break;
-            }
-        }
-    }
-    let jobs = best(&measured);
-    show.measured(&measured, jobs);
-    jobs
-}
-
-/// `OUT/<slug>/seed-<k>.toml`, beside the run directory.
-fn write_recipe(run: &Run) -> Result<PathBuf, Failure> {
-    let path = run.dir.with_extension("toml");
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(|error| Failure::unwritable(folder, error))?;
-    fs::write(&path, run.recipe.to_toml()).map_err(|error| Failure::unwritable(&path, error))?;
-    Ok(path)
 }
 
 fn interrupted(tally: &Tally) -> Failure {
