@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::measure::Measured;
@@ -151,6 +151,8 @@ impl Show {
         if let Self::Bars { all, .. } = self {
             // A terminal that is gone needs no cleaning.
             let _ = all.clear();
+            // What is said from now on must not bring the bars back.
+            all.set_draw_target(ProgressDrawTarget::hidden());
         }
     }
 }
