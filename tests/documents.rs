@@ -66,7 +66,8 @@ fn the_columns_on_the_page_about_run_directories_exist() {
         "images train_loss train_error test_loss test_error test_error_top5 seconds ",
     );
     // Tables of a recipe, what the page itself builds, and words of pandas.
-    let known: Vec<&str> = contract.split_whitespace().chain(["schedule", "train", "seed", "count", "mean", "min", "std"]).collect();
+    let known: Vec<&str> =
+        contract.split_whitespace().chain(["schedule", "train", "seed", "count", "mean", "min", "std"]).collect();
     let code = blocks(include_str!("../docs/reading-runs.md"), "python").join("\n");
     let mut found = 0;
     for word in code.split("[\"").skip(1).flat_map(|rest| rest.split(']').next().unwrap_or_default().split("\", \"")) {

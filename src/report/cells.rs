@@ -53,11 +53,8 @@ impl Cells {
                 None => None,
             }),
         };
-        let mut remarks: Vec<String> = row
-            .runs
-            .iter()
-            .filter_map(|run| Some(format!("seed {}: {}", run.seed, run.remark()?)))
-            .collect();
+        let mut remarks: Vec<String> =
+            row.runs.iter().filter_map(|run| Some(format!("seed {}: {}", run.seed, run.remark()?))).collect();
         let status = stats.is_none().then(|| status(row));
         if row.runs.len() == 1 && status.is_some() {
             // Said in the cell already.

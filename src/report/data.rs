@@ -62,9 +62,8 @@ pub(super) fn rows(section: &Section) -> Vec<Object<'_>> {
         .zip(&section.cells)
         .map(|(row, cells)| {
             let stats = row.stats();
-            let difference = |published: Option<f64>| {
-                Some(stats?.mean - published?).filter(|_| cells.departures.is_empty())
-            };
+            let difference =
+                |published: Option<f64>| Some(stats?.mean - published?).filter(|_| cells.departures.is_empty());
             let reference = &row.reference;
             Object {
                 table: &table.name,

@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use super::model::{Row, Run, Table};
 use super::{Args, read};
+use crate::audit;
 use crate::failure::Failure;
 use crate::sweep::file::Reference;
 use crate::sweep::plan::{Options, Plan};
 use crate::sweep::{builtin, find, identity};
-use crate::audit;
 
 /// Name of the table of run directories.
 const RUNS: &str = "runs";
@@ -84,12 +84,8 @@ fn missing(name: &str) -> Failure {
 }
 
 fn tables_of_sweeps(sweeps: &[String], args: &Args) -> Result<Vec<Table>, Failure> {
-    let options = Options {
-        out: args.out.clone(),
-        sets: args.sets.clone(),
-        seeds: args.seeds.clone(),
-        only: args.only.clone(),
-    };
+    let options =
+        Options { out: args.out.clone(), sets: args.sets.clone(), seeds: args.seeds.clone(), only: args.only.clone() };
     let plan = Plan::new(&find::load(sweeps)?, &options)?;
     let mut tables = Vec::new();
     for sweep in &plan.sweeps {

@@ -56,8 +56,7 @@ fn details(dir: &Path, smooth: Option<u64>) -> Result<(Details, Told), Failure> 
     let provenance = Provenance::read(dir).unwrap_or_default();
     let data = reader.data()?;
     let state_sha256 = reader.final_state_sha256()?;
-    let mut details =
-        Details { provenance, recipe_sha256: recipe.sha256(), state_sha256, data, ..Details::default() };
+    let mut details = Details { provenance, recipe_sha256: recipe.sha256(), state_sha256, data, ..Details::default() };
     let events = reader.events(0)?;
     let mut told = Told { total_steps: 0, ended: ended(&events) };
     let Some(num_train) = details.data.as_ref().map(|data| data.num_train) else { return Ok((details, told)) };

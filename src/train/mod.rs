@@ -32,8 +32,8 @@ use crate::signals::Signals;
 use fleet::{Exited, Fleet, Spec};
 use progress::Progress;
 pub use progress::describe;
-pub use summary::quoted;
 use replacement::{Death, Replacement, Verdict};
+pub use summary::quoted;
 
 /// Runs without a --run-dir go below it.
 const RUNS: &str = "runs";
