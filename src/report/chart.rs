@@ -1,8 +1,8 @@
 //! Figures as SVG and PNG, drawn by kuva: white ground, faint grid, colours that colour-blind readers can tell apart.
 //!
-//! kuva lays out axes, ticks and legend and draws both formats from one scene. What it lacks is done here: bounds of a
-//! logarithmic axis at 1, 2 or 5, and the name of the y axis above it, since its PNG has no smooth rotated text; in
-//! `dashes`, patterns in the PNG.
+//! kuva lays out axes, ticks and legend and draws both formats from one scene. What it lacks is done here: round bounds
+//! of the y axis, its name above it, since its PNG has no smooth rotated text, and names of marks; in `dashes`, patterns
+//! in the PNG.
 
 use std::sync::Arc;
 
@@ -26,7 +26,11 @@ const DASHES: [&str; 4] = ["", "6 2.5", "2 2", "8 2.5 2 2.5"];
 const UNFINISHED: &str = "1.5 2.5";
 /// Size of the axes, in CSS pixels.
 const AXES: (f64, f64) = (480.0, 290.0);
-const MARGINS: Margins = Margins { left: 52.0, right: 18.0, top: 34.0, bottom: 46.0 };
+const MARGINS: Margins = Margins { left: 52.0, right: 18.0, top: 42.0, bottom: 46.0 };
+/// Between the names of two marks, at least.
+const MARK_WIDTH: f64 = 70.0;
+/// The y axis is logarithmic where its largest value is so many times its smallest: below, it would have two ticks.
+const LOG_FROM: f64 = 5.0;
 /// Labels of the legend are broken into lines of so many characters.
 const LEGEND_WRAP: usize = 30;
 const LEGEND_LINE: f64 = 18.0;
@@ -49,8 +53,6 @@ pub struct Chart {
     pub x_label: String,
     /// Name and unit of the y axis.
     pub y_label: String,
-    /// Logarithmic if it can be: no value of 0.
-    pub log: bool,
     /// The x axis goes from 0 to here.
     pub x_max: f64,
     /// Places on the x axis with what happens there.
@@ -143,7 +145,7 @@ impl Chart {
     /// What the library says; `None` when there is no point to draw.
     pub fn draw(&self) -> Option<Result<Drawing, String>> {
         let (low, high) = self.extent()?;
-        let is_log = self.log && low > 0.0;
+        let is_log = low > 0.0 && high >= LOG_FROM * low;
         let (low, high) = if is_log { log_bounds(low, high) } else { (0.0, linear_bound(high)) };
         let legend_width = self.legend_width();
         let lines = self.legend.iter().map(|key| key.label.chars().count().div_ceil(LEGEND_WRAP).max(1));
@@ -168,9 +170,9 @@ impl Chart {
         if is_log {
             layout = layout.with_log_y();
         }
-        for (at, label) in &self.marks {
+        for (at, _) in &self.marks {
             let line = ReferenceLine::vertical(*at).with_color("#999999").with_stroke_width(0.8);
-            layout = layout.with_reference_line(line.with_dasharray("3 3").with_label(label));
+            layout = layout.with_reference_line(line.with_dasharray("3 3"));
         }
         if !self.legend.is_empty() {
             layout = layout
@@ -180,16 +182,16 @@ impl Chart {
                 .with_legend_box(false);
         }
         let mut scene = render_multiple(plots, layout);
-        scene.elements.push(Primitive::Text {
-            x: 10.0,
-            y: 18.0,
-            content: self.y_label.clone(),
-            size: 13,
-            anchor: TextAnchor::Start,
-            rotate: None,
-            bold: false,
-            color: None,
-        });
+        scene.elements.push(text(10.0, 16.0, &self.y_label, 13, TextAnchor::Start));
+        // Above the axes, where no line runs through them.
+        let mut free = 0.0;
+        for (at, label) in &self.marks {
+            let x = MARGINS.left + AXES.0 * at / self.x_max;
+            if x >= free {
+                scene.elements.push(text(x, MARGINS.top - 6.0, label, 11, TextAnchor::Middle));
+                free = x + MARK_WIDTH;
+            }
+        }
         let svg = self.finish(&SvgBackend::new().render_scene(&scene), scene.width, scene.height);
         dashes::cut(&mut scene);
         Some(PngBackend::new().with_scale(PNG_SCALE).render_scene(&scene).map(|png| Drawing { svg, png }))
@@ -223,6 +225,10 @@ impl Chart {
     }
 }
 
+fn text(x: f64, y: f64, content: &str, size: u32, anchor: TextAnchor) -> Primitive {
+    Primitive::Text { x, y, content: content.to_owned(), size, anchor, rotate: None, bold: false, color: None }
+}
+
 fn plot(line: &Line, is_log: bool) -> Plot {
     let points = line.points.iter().copied().filter(|point| !is_log || point.1 > 0.0);
     let style = line.style;
@@ -250,29 +256,25 @@ fn tick(value: f64) -> String {
     if text.is_empty() || text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
-/// 1, 2 or 5 times a power of ten below and above.
+/// Round numbers, times a power of ten, at which axes may end.
+const ROUND: [f64; 9] = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0];
+
+/// Round numbers just below and above.
 fn log_bounds(low: f64, high: f64) -> (f64, f64) {
-    const STEPS: [f64; 4] = [1.0, 2.0, 5.0, 10.0];
+    let below = 10f64.powf(low.log10().floor());
     // A value on a bound stays on it whatever rounding did to its logarithm.
-    const SLACK: f64 = 1.0 + 1e-9;
-    let decade = |value: f64| 10f64.powf(value.log10().floor());
-    let (below, above) = (decade(low), decade(high));
-    let low = STEPS.iter().rev().map(|step| step * below).find(|bound| *bound <= low * SLACK).unwrap_or(below);
-    let bound = STEPS.iter().map(|step| step * above).find(|bound| *bound * SLACK >= high).unwrap_or(10.0 * above);
-    (low, if bound > low { bound } else { low * 10.0 })
+    let found = ROUND.iter().rev().map(|round| round * below).find(|bound| *bound <= low * (1.0 + 1e-9));
+    (found.unwrap_or(below), linear_bound(high))
 }
 
-/// The next tenth, fifth or half of a power of ten above.
+/// The round number just above.
 fn linear_bound(high: f64) -> f64 {
     if high <= 0.0 {
         return 1.0;
     }
     let decade = 10f64.powf(high.log10().floor());
-    [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0]
-        .iter()
-        .map(|step| step * decade)
-        .find(|bound| *bound >= high)
-        .unwrap_or(10.0 * decade)
+    let found = ROUND.iter().map(|round| round * decade).find(|bound| *bound * (1.0 + 1e-9) >= high);
+    found.unwrap_or(10.0 * decade)
 }
 
 #[cfg(test)]
@@ -280,11 +282,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_logarithmic_axis_ends_at_1_2_or_5() {
-        assert_eq!(log_bounds(0.021, 2.31), (0.02, 5.0));
+    fn axes_end_at_round_numbers() {
+        assert_eq!(log_bounds(0.021, 2.31), (0.02, 2.5));
         assert_eq!(log_bounds(5.0, 90.0), (5.0, 100.0));
-        assert_eq!(log_bounds(1.0, 1.0), (1.0, 10.0));
-        assert_eq!(log_bounds(0.7, 0.9), (0.5, 1.0));
         assert_eq!((linear_bound(0.0), linear_bound(38.0), linear_bound(91.0)), (1.0, 40.0, 100.0));
     }
 

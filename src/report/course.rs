@@ -10,21 +10,21 @@ const MILESTONES: [u64; 2] = [80, 120];
 /// … and a global batch of so many images.
 const BATCH: u64 = 128;
 
-/// Data set, network, solver, length and schedule. What the run saw of the data set, if anything did.
-pub fn describe(recipe: &Recipe, data: Option<&DataIdentity>) -> String {
-    let parts = [data_set(recipe, data), network(recipe), solver(recipe), length(recipe), schedule(recipe)];
-    let mut text = parts.join("; ");
+/// Data set, network, solver, length, schedule, and what else is unusual. What the run saw of the data set, if anything
+/// did.
+pub fn describe(recipe: &Recipe, data: Option<&DataIdentity>) -> [String; 6] {
+    let mut other = Vec::new();
     match recipe.train.batch_norm {
         BatchNorm::Global => {}
-        BatchNorm::Chunk => text.push_str("; batch norm over chunks"),
-        BatchNorm::Local => text.push_str("; batch norm over each rank"),
+        BatchNorm::Chunk => other.push("batch norm over chunks"),
+        BatchNorm::Local => other.push("batch norm over each rank"),
     }
     match recipe.train.precision {
         Precision::Fp32 => {}
-        Precision::Bf16 => text.push_str("; bf16"),
-        Precision::Fp64 => text.push_str("; fp64"),
+        Precision::Bf16 => other.push("bf16"),
+        Precision::Fp64 => other.push("fp64"),
     }
-    text
+    [data_set(recipe, data), network(recipe), solver(recipe), length(recipe), schedule(recipe), other.join(", ")]
 }
 
 /// In what a run differs from the protocol under which the published figures came about, as far as it makes them
@@ -197,9 +197,9 @@ mod tests {
     #[test]
     fn a_run_is_told_in_words() {
         assert_eq!(
-            describe(&recipe("cifar10/resnet110", &[]), None),
+            describe(&recipe("cifar10/resnet110", &[]), None).join("; "),
             "cifar10; ResNet-110; SGD, Nesterov momentum 0.9, batch 128; 200 epochs; learning rate 0.1, × 0.1 after \
-             epochs 80 and 120, 0.001 for the first 400 steps"
+             epochs 80 and 120, 0.001 for the first 400 steps; "
         );
         let data = DataIdentity {
             name: "shapes".into(),
@@ -209,7 +209,8 @@ mod tests {
             fingerprint: String::new(),
         };
         assert_eq!(
-            describe(&recipe("demo", &["model.width=8", "train.max_steps=1", "train.precision=bf16"]), Some(&data)),
+            describe(&recipe("demo", &["model.width=8", "train.max_steps=1", "train.precision=bf16"]), Some(&data))
+                .join("; "),
             "shapes, 10,000 training and 2,000 test images; ResNet-8, width 8; SGD, Nesterov momentum 0.9, batch 64; \
              4 epochs, at most 1 step; learning rate 0.1, cosine to 0; bf16"
         );

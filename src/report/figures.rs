@@ -113,7 +113,6 @@ fn chart(
         id: format!("{}-{name}", table.name),
         x_label: unit.label.to_owned(),
         y_label: y_label.to_owned(),
-        log: true,
         ..Chart::default()
     };
     let mut labelled = BTreeSet::new();
