@@ -35,6 +35,7 @@ fn ledger(reader: &RunReader) -> Vec<LedgerRow> {
 fn steps(reader: &RunReader) -> Vec<Step> {
     let mut rows = Vec::new();
     reader.each_step(|row| rows.push(row.step)).unwrap();
+    assert_eq!(reader.last_step().unwrap(), rows.last().copied().unwrap_or(Step(0)));
     rows
 }
 
