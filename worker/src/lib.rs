@@ -12,7 +12,7 @@
 //! trainer   Compute over libtorch                    model    programs by name
 //!   step      the step loop                          program  operations, flat layout, segments
 //!   evaluate  the whole test set                     exec     chunks, norm layers, buckets
-//!   state     parameters, momentum, statistics       optim    the update
+//!   state     parameters, buffers, statistics        optim    the update
 //! ```
 //! May never: decide membership, the order of samples or the schedule; let a failed collective reach the weights.
 #![forbid(unsafe_code)]

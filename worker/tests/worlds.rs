@@ -11,7 +11,10 @@ use lockstep_collective::Collective;
 use lockstep_data::Dataset;
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
 use lockstep_proto::message::StepPlan;
-use lockstep_proto::recipe::{BatchNorm, BnMomentum, BnRule, DataKind, Precision, Recipe, Reduction, Solver};
+use lockstep_proto::recipe::{
+    Activation, BatchNorm, BnMomentum, BnOrder, BnPosition, BnRule, DataKind, Init, Model, Precision, Recipe,
+    Reduction, Shortcut, Solver,
+};
 use lockstep_worker::trainer;
 
 const STEPS: u64 = 12;
@@ -105,6 +108,23 @@ fn the_course_in_bf16_does_not_depend_on_the_number_of_workers() {
 #[test]
 fn the_course_in_fp64_does_not_depend_on_the_number_of_workers() {
     same_everywhere(Precision::Fp64, BatchNorm::Global);
+}
+
+#[test]
+fn variants_of_the_block_do_not_depend_on_the_number_of_workers() {
+    let variants: [(&str, fn(&mut Model)); 4] = [
+        ("biases in bf16", |m| (m.conv_bias, m.bn_order) = (true, BnOrder::AfterActivation)),
+        ("leaky ReLU, projections", |m| (m.activation, m.shortcut) = (Activation::LeakyRelu, Shortcut::C)),
+        ("BN after the addition", |m| (m.bn_position, m.final_relu) = (BnPosition::AfterAdd, false)),
+        ("as the original starts", |m| m.init = Init::SeedNninit),
+    ];
+    for (what, change) in variants {
+        let mut recipe = recipe(Precision::Bf16, BatchNorm::Global);
+        change(&mut recipe.model);
+        let data = lockstep_data::open(&recipe.data, 0).unwrap();
+        let alone = course(&recipe, &data, 2, &[5]);
+        assert_eq!(course(&recipe, &data, 1, &[2, 1, 2]), alone, "{what}");
+    }
 }
 
 #[test]

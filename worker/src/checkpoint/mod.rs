@@ -6,7 +6,7 @@
 //! leader ◄─ verify ◄─ read ◄─ RUN/checkpoints/step-N, or download
 //! ```
 //! `model.safetensors` holds parameters and running statistics under stable names in logical (NCHW) order,
-//! `optimizer.safetensors` the momentum under the parameters' names, `manifest.json` which state that is.
+//! `optimizer.safetensors` the solver's buffers as `<buffer>.<parameter>`, `manifest.json` which state that is.
 
 mod read;
 mod transfer;
