@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => Code::Done.into(),
         Err(failure) => {
-            eprintln!("error: {failure}");
+            output::note(format!("error: {failure}"));
             failure.code.into()
         }
     }

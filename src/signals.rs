@@ -1,7 +1,9 @@
-//! SIGINT, SIGTERM, SIGUSR1: the first asks for a clean end, the second ends at once.
+//! SIGINT, SIGTERM, SIGUSR1: the first asks for a clean end, the second ends at once. The end of standard input is one of
+//! them, for a program that was started by another and asked for it.
 
 use lockstep_proto::exit::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::failure::Failure;
 
@@ -10,6 +12,8 @@ pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     user: Signal,
+    /// Told once, when standard input ends.
+    stdin: Option<oneshot::Receiver<()>>,
 }
 
 impl Signals {
@@ -25,7 +29,20 @@ impl Signals {
             interrupt: on(SignalKind::interrupt())?,
             terminate: on(SignalKind::terminate())?,
             user: on(SignalKind::user_defined1())?,
+            stdin: None,
         })
+    }
+
+    /// Counts the end of standard input as a signal too.
+    pub fn and_stdin(mut self) -> Self {
+        let (sender, closed) = oneshot::channel();
+        // A thread that ends with the process: a read of standard input cannot be interrupted.
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            let _ = sender.send(());
+        });
+        self.stdin = Some(closed);
+        self
     }
 
     /// The name of the next one.
@@ -34,6 +51,18 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.user.recv() => "SIGUSR1",
+            () = closed(&mut self.stdin) => "end of standard input",
         }
+    }
+}
+
+/// Returns once, when it is told; else never.
+async fn closed(stdin: &mut Option<oneshot::Receiver<()>>) {
+    match stdin {
+        Some(receiver) => {
+            let _ = receiver.await;
+            *stdin = None;
+        }
+        None => std::future::pending().await,
     }
 }

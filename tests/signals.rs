@@ -5,9 +5,10 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Running, train};
+use common::{Running, audited, end, train, worker_pids};
 
 /// A program in the worker's place that never joins; says in a file of its own that it was started.
 fn deaf(dir: &Path, first: &str) -> std::path::PathBuf {
@@ -84,4 +85,34 @@ fn a_second_signal_ends_it_at_once_and_leaves_no_worker_behind() {
     let ended = running.end();
     assert_eq!(ended.code, Some(75), "{}", ended.stderr);
     assert!(workers.into_iter().all(is_gone), "{}", ended.stderr);
+}
+
+#[test]
+fn workers_end_with_the_command_that_started_them_even_when_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let mut running = Running::start(&mut train(&run, 2, &["train.epochs=100"]));
+    running.wait_for_step(2);
+    let workers = worker_pids(&run);
+    assert_eq!(workers.len(), 2);
+    running.kill();
+    assert_eq!(running.end().code, None);
+    assert!(workers.into_iter().all(is_gone));
+    let log = std::fs::read_to_string(run.join("logs/worker-0.log")).unwrap();
+    assert!(log.contains("error: standard input closed: whoever started this worker is gone"), "{log}");
+}
+
+#[test]
+fn the_end_of_standard_input_ends_a_run_resumably_where_that_was_asked_for() {
+    let long = ["train.epochs=100", "train.window=4", "train.evaluate_every_epochs=50"];
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let mut running = Running::start(train(&run, 1, &long).arg("--until-stdin-closes").stdin(Stdio::piped()));
+    running.wait_for_step(2);
+    running.close_stdin();
+    let ended = running.end();
+    assert_eq!(ended.code, Some(75), "{}", ended.stderr);
+    assert_eq!(ended.error(&[]), "error: end of standard input; go on with --resume");
+    end(train(&run, 1, &long).arg("--resume")).succeeded();
+    audited(&run);
 }

@@ -25,10 +25,14 @@ const SETS: [&str; 7] = [
 
 /// A run of seven steps in two epochs (32, 32, 32, 4; 32, 32, 32 positions) on `world` ranks.
 fn run(dir: &Path, world: u32) -> Recipe {
-    let sets: Vec<String> = SETS.iter().map(|set| (*set).to_owned()).collect();
+    run_with(dir, world, &[])
+}
+
+fn run_with(dir: &Path, world: u32, more: &[&str]) -> Recipe {
+    let sets: Vec<String> = SETS.iter().chain(more).map(|set| (*set).to_owned()).collect();
     let recipe = Recipe::load("demo", &sets).unwrap();
     let dataset = lockstep_data::open(&recipe.data, recipe.train.seed).unwrap();
-    let course = Course::new(&recipe, dataset.identity().num_train);
+    let mut course = Course::new(&recipe, dataset.identity().num_train);
     assert_eq!(course.total_steps(), 7);
     let generation = Generation(1);
     let member = |rank| Member {
@@ -61,6 +65,7 @@ fn run(dir: &Path, world: u32) -> Recipe {
                 .collect(),
             times: StepTimes { wall: 0.5, ..StepTimes::default() },
         })));
+        course.observe(step, 3, planned.batch.len);
         if planned.ends_epoch || step.0 == course.total_steps() {
             records.push(Record::EpochEnded { epoch: planned.epoch, step });
         }
@@ -225,4 +230,33 @@ fn no_run_is_no_input_and_another_recipe_is_wrong_usage() {
     let failure = audit(dir.path(), &["train.batch=64".into()]).unwrap_err();
     assert_eq!(failure.code.code(), 64);
     assert!(failure.reason.starts_with("--set train.batch: 32 → 64: an audit keeps"), "{failure}");
+}
+
+#[test]
+fn a_rate_that_depends_on_results_is_checked_against_the_results() {
+    let waits = [
+        "schedule.kind=constant",
+        "schedule.warmup=until_error",
+        "schedule.warmup_lr=0.01",
+        "schedule.warmup_error=0.5",
+        "schedule.warmup_over=2",
+        "train.window=3",
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    run_with(dir.path(), 2, &waits);
+    assert_eq!(findings(dir.path()), [""; 0]);
+    let rates: Vec<f64> = {
+        let mut rates = Vec::new();
+        RunReader::open(dir.path()).unwrap().each_step(|row| rates.push(row.lr)).unwrap();
+        rates
+    };
+    assert_eq!(rates, [0.01, 0.01, 0.01, 0.01, 0.1, 0.1, 0.1], "step 2 decides, a window of 3 before step 5");
+    // Everything was wrong in step 1: then step 3 is the first to decide.
+    rusqlite::Connection::open(dir.path().join("run.db"))
+        .unwrap()
+        .execute("UPDATE steps SET wrong = 32, error = 32.0 / samples WHERE step = 1", [])
+        .unwrap();
+    write_files(dir.path());
+    let found = findings(dir.path());
+    assert!(found.iter().any(|line| line.contains("step 5: lr is 0.1, and the recipe says 0.01")), "{found:?}");
 }

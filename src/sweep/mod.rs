@@ -11,17 +11,27 @@
 pub mod builtin;
 pub mod file;
 pub mod find;
+mod jobs;
 mod list;
+mod lock;
+mod measure;
 pub mod plan;
+mod run;
+mod share;
+mod show;
 mod slug;
 pub mod state;
+mod stock;
+mod tally;
 
 use std::path::PathBuf;
 
-pub use slug::identity;
+use lockstep_proto::exit::ExitCode;
 
 use crate::failure::Failure;
 use plan::{Options, Plan};
+use share::Sharing;
+pub use slug::identity;
 
 /// Where runs lie unless told otherwise.
 pub const OUT: &str = "runs/sweeps";
@@ -52,6 +62,15 @@ pub struct Args {
     /// Only rows with this in label or slug, in any case.
     #[arg(long, value_name = "TEXT", env = "LOCKSTEP_ONLY")]
     only: Option<String>,
+    /// Runs at once: a number, or `auto`: what is fastest, measured on CPUs; one a device where several are named.
+    #[arg(long, value_name = "N|auto", env = "LOCKSTEP_JOBS", default_value = "auto", value_parser = jobs)]
+    jobs: Jobs,
+    /// Compute threads of each run [default: cores ÷ runs at once].
+    #[arg(long, value_name = "N", env = "LOCKSTEP_THREADS", value_parser = clap::value_parser!(u32).range(1..))]
+    threads: Option<u32>,
+    /// Devices, given to runs in turn; a run has one.
+    #[arg(long, value_name = "LIST", env = "LOCKSTEP_DEVICES", default_value = "cpu", value_delimiter = ',')]
+    devices: Vec<String>,
     /// Print the rows with their runs, and run nothing.
     #[arg(long, env = "LOCKSTEP_LIST", value_parser = clap::builder::FalseyValueParser::new())]
     list: bool,
@@ -60,16 +79,34 @@ pub struct Args {
     json: bool,
 }
 
+/// `--jobs`: `None` is `auto`.
+type Jobs = Option<usize>;
+
+fn jobs(text: &str) -> Result<Jobs, String> {
+    match text.parse::<usize>() {
+        Ok(jobs) if jobs > 0 => Ok(Some(jobs)),
+        _ if text == "auto" => Ok(None),
+        _ => Err("expected a number above 0, or auto".to_owned()),
+    }
+}
+
 /// Lists or runs sweeps.
 ///
 /// # Errors
 /// Everything in the table of exit codes.
 pub fn run(args: Args) -> Result<(), Failure> {
+    if args.sweeps.is_empty() && !args.list {
+        let reason = "which sweep? name a file, a folder, or one of `lockstep sweep --list`";
+        return Err(Failure::new(ExitCode::Usage, reason));
+    }
     let files = find::load(&args.sweeps)?;
     let options = Options { out: args.out, sets: args.sets, seeds: args.seeds, only: args.only };
     let plan = Plan::new(&files, &options)?;
     if args.list {
         list::print(&plan, args.json);
+        return Ok(());
     }
-    Ok(())
+    let sharing =
+        Sharing { jobs: args.jobs, threads: args.threads.map(|threads| threads as usize), devices: args.devices };
+    run::run(&plan, &options.out, &sharing, args.json)
 }

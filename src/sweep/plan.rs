@@ -134,6 +134,13 @@ impl Plan {
         Ok(Self { sweeps, configs, runs })
     }
 
+    /// The first row of a configuration: its table's name and its label.
+    pub fn title_of(&self, config: usize) -> (&str, &str) {
+        let rows = self.sweeps.iter().flat_map(|sweep| sweep.rows.iter().map(move |row| (sweep, row)));
+        let mut rows = rows.filter(|(_, row)| row.config == config);
+        rows.next().map_or(("", ""), |(sweep, row)| (&sweep.name, &row.label))
+    }
+
     /// The runs of a row, in the order of its seeds.
     pub fn runs_of<'a>(&'a self, row: &'a Row) -> impl Iterator<Item = &'a Run> {
         row.seeds.iter().filter_map(|seed| self.runs.iter().find(|run| run.config == row.config && run.seed == *seed))
@@ -205,14 +212,9 @@ fn runs(configs: &[Config], seeds_of: &[Vec<u64>], out: &Path) -> Vec<Run> {
 
 /// Images × layers × the square of the width: what the convolutions take. Only ratios matter.
 fn cost(recipe: &Recipe) -> f64 {
-    let of_kind = match recipe.data.kind {
-        DataKind::Cifar10 | DataKind::Cifar100 => 50_000,
-        DataKind::Shapes => recipe.data.train_size,
-    };
-    let images_an_epoch = if recipe.data.limit > 0 { of_kind.min(recipe.data.limit) } else { of_kind };
     let by_epochs = match recipe.train.epochs {
         0 => f64::INFINITY,
-        epochs => epochs as f64 * images_an_epoch as f64,
+        epochs => epochs as f64 * num_train(recipe) as f64,
     };
     let by_steps = match recipe.train.max_steps {
         0 => f64::INFINITY,
@@ -220,6 +222,15 @@ fn cost(recipe: &Recipe) -> f64 {
     };
     let width = f64::from(recipe.model.width) / 16.0;
     by_epochs.min(by_steps) * f64::from(6 * recipe.model.n + 2) * width * width
+}
+
+/// Training samples, before the data are there to be counted.
+pub fn num_train(recipe: &Recipe) -> u64 {
+    let of_kind = match recipe.data.kind {
+        DataKind::Cifar10 | DataKind::Cifar100 => 50_000,
+        DataKind::Shapes => recipe.data.train_size,
+    };
+    if recipe.data.limit > 0 { of_kind.min(recipe.data.limit) } else { of_kind }
 }
 
 #[cfg(test)]
@@ -264,7 +275,7 @@ mod tests {
         assert_eq!(slugs.len(), plan.configs.len());
         let dirs: BTreeSet<_> = plan.runs.iter().map(|run| &run.dir).collect();
         assert_eq!(dirs.len(), plan.runs.len());
-        assert!(slugs.iter().all(|slug| slug.len() <= 100), "{slugs:?}");
+        assert!(slugs.iter().all(|slug| !slug.contains("-more-")), "every built-in one is told in full: {slugs:?}");
     }
 
     #[test]

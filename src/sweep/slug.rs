@@ -17,7 +17,7 @@ use crate::failure::Failure;
 /// What names are told from. Changing it renames every run.
 const REFERENCE: &str = "cifar10/resnet20";
 /// No name is longer: there are file systems and terminals.
-const MAX_LENGTH: usize = 100;
+const MAX_LENGTH: usize = 120;
 /// Tables that decide nothing.
 const FREE: [&str; 3] = ["elastic.", "checkpoint.", "log."];
 /// Keys that decide nothing or are in the name anyway.
@@ -129,7 +129,11 @@ mod tests {
         assert_eq!(golden, GOLDEN);
     }
 
-    const GOLDEN: [&str; 3] = ["", "", ""];
+    const GOLDEN: [&str; 3] = [
+        "cifar10-resnet20-175646b4",
+        "cifar10-resnet110-warmup=held-warmup_lr=0.001-warmup_steps=400-363f71d3",
+        "shapes-resnet8-schedule=cosine-batch=64-epochs=4-c8ca439f",
+    ];
 
     #[test]
     fn the_hash_knows_the_length_of_a_run_and_no_seed() {

@@ -81,7 +81,7 @@ impl Fleet {
             .and_then(|log| log.try_clone().map(|second| (log, second)))
             .map_err(|error| Failure::unwritable(&path, error))?;
         let mut command = Command::new(&self.spec.program);
-        command.args(&self.spec.args).stdin(Stdio::null()).stdout(second).stderr(log);
+        command.args(&self.spec.args).stdin(Stdio::piped()).stdout(second).stderr(log);
         // Set before libtorch loads: a chunk is computed with one intra-op thread.
         command.env("OMP_NUM_THREADS", "1");
         // A group of its own: Ctrl-C reaches this process alone, which then ends the run in order.
@@ -161,6 +161,8 @@ impl Fleet {
 }
 
 async fn wait_for(mut child: Child, mut leave: watch::Receiver<bool>) -> std::io::Result<ExitStatus> {
+    // Held while it lives, whatever becomes of this process; `wait` would close it.
+    let _stdin = child.stdin.take();
     let asked = tokio::select! {
         status = child.wait() => return status,
         asked = leave.wait_for(|leave| *leave) => asked.is_ok(),

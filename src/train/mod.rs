@@ -28,10 +28,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::exec;
 use crate::failure::Failure;
 use crate::flags::{RecipeArgs, list_recipes};
+use crate::output;
 use crate::signals::Signals;
 use fleet::{Exited, Fleet, Spec};
 use progress::Progress;
-pub use progress::describe;
+pub use progress::{describe, duration};
 use replacement::{Death, Replacement, Verdict};
 pub use summary::quoted;
 
@@ -39,6 +40,9 @@ pub use summary::quoted;
 const RUNS: &str = "runs";
 /// How long workers may take to leave once the run is over.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// Makes a worker end when this process does, even by SIGKILL: it holds the other end of the worker's standard input.
+const ORPHANS_END: &str = "--until-stdin-closes";
 
 /// So much news may wait to be shown; more is missed.
 const NEWS: usize = 1024;
@@ -75,12 +79,16 @@ pub struct Args {
     /// Print progress and result as lines of JSON.
     #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     json: bool,
+    /// End as at SIGTERM when standard input closes: for programs that start this one.
+    #[arg(long, env = "LOCKSTEP_UNTIL_STDIN_CLOSES", value_parser = clap::builder::FalseyValueParser::new())]
+    until_stdin_closes: bool,
 }
 
 /// Arguments made sense of.
 struct Config {
     coordinator: CoordinatorConfig,
     json: bool,
+    until_stdin_closes: bool,
     num_workers: usize,
     program: PathBuf,
     devices: String,
@@ -143,6 +151,7 @@ impl Config {
         Ok(Self {
             coordinator,
             json: args.json,
+            until_stdin_closes: args.until_stdin_closes,
             num_workers: args.workers as usize,
             program,
             devices: args.devices,
@@ -168,6 +177,11 @@ impl Run {
     async fn train(config: Config) -> Result<(), Failure> {
         let started = Instant::now();
         let mut signals = Signals::listen()?;
+        if config.until_stdin_closes {
+            // Whoever holds the other end may have been the reader too.
+            output::outlive_reader();
+            signals = signals.and_stdin();
+        }
         let every_s = config.coordinator.recipe.log.every_s;
         let can_grow = !config.coordinator.recipe.stretches();
         let shown_dir = config.coordinator.run_dir.clone();
@@ -175,7 +189,7 @@ impl Run {
         let run_dir = bound.run_dir().to_owned();
         let url = format!("http://{}", bound.local_addr());
         let threads = config.threads.to_string();
-        let args = ["worker", "--coordinator", &url, "--devices", &config.devices, "--threads", &threads];
+        let args = ["worker", "--coordinator", &url, "--devices", &config.devices, "--threads", &threads, ORPHANS_END];
         let args = args.map(OsString::from).to_vec();
         let spec = Spec { program: config.program, args, logs: run_dir.join("logs") };
         let (shutdown, asked) = oneshot::channel();
@@ -249,7 +263,7 @@ impl Run {
             self.progress.finish();
             // Left alone they would wait for a coordinator to come back.
             self.fleet.kill().await;
-            eprintln!("error: {signal} again: ended without saving; go on with --resume");
+            output::note(format!("error: {signal} again: ended without saving; go on with --resume"));
             std::process::exit(ExitCode::TempFail.code().into());
         }
         self.progress.note(&format!("{signal}: saving and ending; once more ends at once"));

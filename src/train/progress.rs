@@ -66,8 +66,8 @@ impl Progress {
     /// Tells of something that happened, without disturbing the bar.
     pub fn note(&self, text: &str) {
         match self {
-            Self::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Self::Lines { .. } | Self::Json => eprintln!("{text}"),
+            Self::Bar(bar) => bar.suspend(|| output::note(text)),
+            Self::Lines { .. } | Self::Json => output::note(text),
         }
     }
 

@@ -152,6 +152,11 @@ impl Running {
         assert!(self.wait_for(reached).is_some(), "it ended before step {step}:\n{}", self.seen);
     }
 
+    /// Ends its standard input, where it was given one.
+    pub fn close_stdin(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -77,6 +77,9 @@ pub struct WorkerArgs {
     /// How long to wait for the coordinator to appear, seconds
     #[arg(long, env = "LOCKSTEP_CONNECT_TIMEOUT_S", value_name = "SECONDS", default_value_t = 60.0)]
     pub connect_timeout_s: f64,
+    /// End, at once and with 75, when standard input closes: for programs that start this one
+    #[arg(long, env = "LOCKSTEP_UNTIL_STDIN_CLOSES", value_parser = clap::builder::FalseyValueParser::new())]
+    pub until_stdin_closes: bool,
 }
 
 /// `eval`

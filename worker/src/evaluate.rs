@@ -1,20 +1,24 @@
 //! Evaluation over the whole test set: running statistics, one plain view, chunks of `train.eval_chunk` shared out over
 //! ranks, sums in tree order. Exact, and the same bits on any world.
+//!
+//! With `model.bn_precise` = K the statistics are taken anew (Wu & Johnson 2021, section 3.2): the plain average over the
+//! first K batches of epoch 1, with the weights as they are. They serve this evaluation; the state keeps its running ones.
 
 use std::time::Instant;
 
 use lockstep_collective::{Lane, Layout, Op as Operation};
-use lockstep_proto::ids::{SampleRange, Step};
+use lockstep_proto::ids::{Epoch, SampleRange, Step};
+use lockstep_proto::message::StepPlan;
 use lockstep_proto::split;
 use lockstep_proto::tree::Tree;
 use lockstep_torch::TorchError;
 use rayon::prelude::*;
 
 use crate::compute::EvalOutcome;
-use crate::exec::{Chunk, Counts, Forward, LocalTree, Statistics, cross_entropy, forward};
+use crate::exec::{Chunk, Counts, Forward, LocalTree, Statistics, cross_entropy, forward, running_update};
 use crate::number::Number;
 use crate::program::{Op, Program};
-use crate::state::State;
+use crate::state::{Running, State};
 use crate::step::{StepError, Stepper};
 
 impl<A: Number> Stepper<A> {
@@ -33,8 +37,14 @@ impl<A: Number> Stepper<A> {
         let all = SampleRange { start: 0, len: samples };
         let ranges: Vec<SampleRange> = own.clone().map(|i| split::chunk_positions(all, size, i)).collect();
 
-        let layers = self.fixed(state)?;
         self.take_weights(state)?;
+        let layers = match self.recipe.model.bn_precise {
+            0 => self.fixed(state, &state.running)?,
+            batches => {
+                let precise = self.precise(state, step, batches)?;
+                self.fixed(state, &precise)?
+            }
+        };
         let mut sums: Vec<Vec<f64>> = Vec::new();
         for group in ranges.chunks(rayon::current_num_threads().max(1)) {
             self.make_room(state, group.len())?;
@@ -63,11 +73,27 @@ impl<A: Number> Stepper<A> {
         Ok(EvalOutcome { loss, error, error_top5, samples, seconds: started.elapsed().as_secs_f64() })
     }
 
-    /// Coefficients of every layer from the running statistics.
-    fn fixed(&self, state: &State) -> Result<Vec<Forward<A>>, TorchError> {
+    /// The plain average of batch statistics over `batches` training batches (at most an epoch), on every rank.
+    fn precise(&mut self, state: &State, step: Step, batches: u64) -> Result<Vec<Running>, StepError> {
+        let num_train = self.loader.dataset().identity().num_train;
+        let (batch, chunk) = (self.recipe.train.batch, self.recipe.train.chunk);
+        let mut running = state.running.clone();
+        for index in 0..batches.min(num_train.div_ceil(batch)) {
+            let start = index * batch;
+            let len = batch.min(num_train - start);
+            let shards = split::split_even(split::num_chunks(len, chunk), self.collective().world());
+            let plan = StepPlan { step, epoch: Epoch(1), lr: 0.0, batch: SampleRange { start, len }, shards };
+            let found = self.statistics_of(state, &plan)?;
+            running_update::<A>(&mut running, &found, 1.0 / (1.0 + index as f64));
+        }
+        Ok(running)
+    }
+
+    /// Coefficients of every layer from fixed statistics.
+    fn fixed(&self, state: &State, running: &[Running]) -> Result<Vec<Forward<A>>, TorchError> {
         let vectors = self.vectors(state)?;
-        let layers = self.program.norms.iter().zip(&state.running);
-        let one = |(norm, running): (&crate::program::Norm, &crate::state::Running)| {
+        let layers = self.program.norms.iter().zip(running);
+        let one = |(norm, running): (&crate::program::Norm, &Running)| {
             let statistics = Statistics::fixed(&running.mean, &running.variance, self.recipe.model.bn_eps);
             forward(&statistics, self.vector(&vectors, norm.gamma), self.vector(&vectors, norm.beta))
         };

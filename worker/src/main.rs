@@ -60,7 +60,11 @@ fn work(args: &WorkerArgs) -> Result<(), Exit> {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(internal)?;
     let exit = runtime.block_on(async {
         let signals = session::listen().map_err(internal)?;
-        Ok::<_, Exit>(Session::live(config, workshop, signals).await)
+        let orphaned = "standard input closed: whoever started this worker is gone";
+        Ok::<_, Exit>(tokio::select! {
+            exit = Session::live(config, workshop, signals) => exit,
+            () = session::stdin_closes(args.until_stdin_closes) => Exit::new(ExitCode::TempFail, orphaned),
+        })
     })?;
     // A thread that is still busy ends with the process.
     runtime.shutdown_background();

@@ -1,16 +1,17 @@
-//! The state of a replica: flat parameters, the optimizer's buffer, running statistics, and its name.
+//! The state of a replica: flat parameters, the optimizer's buffers, running statistics, and its name.
 
 use std::collections::BTreeMap;
 
 use lockstep_proto::draws::Draws;
 use lockstep_proto::ids::{Epoch, StateId};
 use lockstep_proto::message::Sha256;
-use lockstep_proto::recipe::Precision;
+use lockstep_proto::recipe::{Precision, Solver};
 use lockstep_torch::{TorchError, read_bytes, write_bytes};
 use sha2::{Digest, Sha256 as Hasher};
 use tch::{Device, Kind, Tensor};
 
 use crate::compute::{Dtype, Named};
+use crate::optim;
 use crate::program::{FlatLayout, Init, ParamId, Program};
 
 /// Keeps initialisation apart from every other use of the seed.
@@ -57,6 +58,15 @@ pub struct Running {
     pub variance: Vec<f64>,
 }
 
+/// One number a parameter that an optimizer keeps.
+#[derive(Debug)]
+pub struct Buffer {
+    /// `momentum`: tensors of it are saved as `momentum.<parameter>`.
+    pub name: &'static str,
+    /// Flat, in the parameters' type.
+    pub values: Tensor,
+}
+
 /// All that a replica must hold to go on.
 #[derive(Debug)]
 pub struct State {
@@ -64,21 +74,28 @@ pub struct State {
     pub id: Option<StateId>,
     /// Parameters, flat: f32, or f64 with `precision = "fp64"`.
     pub master: Tensor,
-    /// The optimizer's momentum, same layout.
-    pub momentum: Tensor,
+    /// The optimizer's buffers, same layout.
+    pub buffers: Vec<Buffer>,
     /// By norm layer.
     pub running: Vec<Running>,
 }
 
 impl State {
-    /// Zeros of the right size.
+    /// Zeros of the right size, for a precision and a solver.
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn new(program: &Program, layout: &FlatLayout, precision: Precision) -> Result<Self, TorchError> {
+    pub fn new(
+        program: &Program,
+        layout: &FlatLayout,
+        precision: Precision,
+        solver: Solver,
+    ) -> Result<Self, TorchError> {
         let kind = if precision == Precision::Fp64 { Kind::Double } else { Kind::Float };
         let flat = || Tensor::f_zeros([layout.len as i64], (kind, Device::Cpu));
-        let mut state = Self { id: None, master: flat()?, momentum: flat()?, running: Vec::new() };
+        let buffer = |name: &&'static str| Ok(Buffer { name, values: flat()? });
+        let buffers = optim::buffers(solver).iter().map(buffer).collect::<Result<_, TorchError>>()?;
+        let mut state = Self { id: None, master: flat()?, buffers, running: Vec::new() };
         state.reset_running(program);
         Ok(state)
     }
@@ -94,7 +111,9 @@ impl State {
     /// What libtorch says.
     pub fn initialise(&mut self, program: &Program, layout: &FlatLayout, seed: u64) -> Result<(), TorchError> {
         let _ = self.master.f_zero_()?;
-        let _ = self.momentum.f_zero_()?;
+        for buffer in &mut self.buffers {
+            let _ = buffer.values.f_zero_()?;
+        }
         self.reset_running(program);
         for (i, param) in program.params.iter().enumerate() {
             let mut draws = Draws::new(seed ^ INIT_STREAM, Epoch(i as u64), 0);
@@ -131,12 +150,15 @@ impl State {
         Ok(named)
     }
 
-    /// The optimizer's state by name, sorted: `momentum.<parameter>`.
+    /// The optimizer's state by name, sorted: `momentum.<parameter>` and the like.
     ///
     /// # Errors
     /// What libtorch says.
     pub fn optimizer(&self, program: &Program, layout: &FlatLayout) -> Result<Vec<Named>, TorchError> {
-        let mut named = self.named(&self.momentum, "momentum.", program, layout)?;
+        let mut named = Vec::new();
+        for Buffer { name, values } in &self.buffers {
+            named.extend(self.named(values, &format!("{name}."), program, layout)?);
+        }
         named.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(named)
     }
@@ -157,10 +179,11 @@ impl State {
         let model: BTreeMap<&str, &Named> = model.iter().map(|t| (t.name.as_str(), t)).collect();
         let optimizer: BTreeMap<&str, &Named> = optimizer.iter().map(|t| (t.name.as_str(), t)).collect();
         for (i, param) in program.params.iter().enumerate() {
-            for (flat, source, name) in [
-                (&self.master, &model, param.name.clone()),
-                (&self.momentum, &optimizer, format!("momentum.{}", param.name)),
-            ] {
+            let buffers = self
+                .buffers
+                .iter()
+                .map(|buffer| (&buffer.values, &optimizer, format!("{}.{}", buffer.name, param.name)));
+            for (flat, source, name) in std::iter::once((&self.master, &model, param.name.clone())).chain(buffers) {
                 let Some(named) = source.get(name.as_str()) else { return Err(StateError::Missing(name)) };
                 let mut logical =
                     Tensor::f_empty(param.shape.as_slice(), (flat.kind(), Device::Cpu)).map_err(TorchError::from)?;
@@ -202,7 +225,9 @@ impl State {
     /// What libtorch says.
     pub fn to_bytes(&self) -> Result<Vec<u8>, TorchError> {
         let mut bytes = read_bytes(&self.master)?;
-        bytes.extend(read_bytes(&self.momentum)?);
+        for buffer in &self.buffers {
+            bytes.extend(read_bytes(&buffer.values)?);
+        }
         for running in &self.running {
             bytes.extend(running.mean.iter().chain(&running.variance).flat_map(|x| x.to_le_bytes()));
         }
@@ -216,13 +241,18 @@ impl State {
     pub fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), StateError> {
         let flat = self.master.numel() * self.master.kind().elt_size_in_bytes();
         let numbers: usize = self.running.iter().map(|r| r.mean.len() + r.variance.len()).sum();
-        let want = 2 * flat + 8 * numbers;
+        let want = (1 + self.buffers.len()) * flat + 8 * numbers;
         if bytes.len() != want {
             return Err(StateError::Length { have: bytes.len(), want });
         }
-        write_bytes(&mut self.master, &bytes[..flat])?;
-        write_bytes(&mut self.momentum, &bytes[flat..2 * flat])?;
-        let mut rest = bytes_to_numbers(&bytes[2 * flat..], true).into_iter();
+        let (own, mut rest) = bytes.split_at(flat);
+        write_bytes(&mut self.master, own)?;
+        for buffer in &mut self.buffers {
+            let (own, after) = rest.split_at(flat);
+            write_bytes(&mut buffer.values, own)?;
+            rest = after;
+        }
+        let mut rest = bytes_to_numbers(rest, true).into_iter();
         for running in &mut self.running {
             running.mean.iter_mut().chain(&mut running.variance).zip(rest.by_ref()).for_each(|(to, from)| *to = from);
         }
@@ -278,10 +308,11 @@ fn draw(init: Init, draws: &mut Draws) -> f64 {
     match init {
         Init::Constant(value) => value,
         Init::Uniform { bound } => (2.0 * draws.unit() - 1.0) * bound,
+        Init::Unit => draws.unit(),
         // Box and Muller 1958; 1 − u is never 0
-        Init::Normal { std } => {
+        Init::Normal { mean, std } => {
             let radius = (-2.0 * (1.0 - draws.unit()).ln()).sqrt();
-            std * radius * (std::f64::consts::TAU * draws.unit()).cos()
+            mean + std * radius * (std::f64::consts::TAU * draws.unit()).cos()
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::exec::{
     running_update,
 };
 use crate::number::Number;
-use crate::optim::Optimizer;
+use crate::optim::{Optimizer, Pace};
 use crate::program::{FlatLayout, NormId, Op, Param, ParamId, Program, Segment};
 use crate::shard::Shard;
 use crate::state::{State, view_of};
@@ -150,11 +150,7 @@ impl<A: Number> Stepper<A> {
         plan: &StepPlan,
     ) -> Result<StepOutcome, StepError> {
         let started = Instant::now();
-        let train = &self.recipe.train;
-        let shard = Shard::new(plan, self.collective.rank(), train.chunk, train.reduction, self.shard.as_ref());
-        let (meeting, vectors) = (self.meeting(&shard, plan.step), self.vectors(state)?);
-        let mut pass = Pass { meeting, vectors, batch: plan.batch.len, comm: 0.0 };
-
+        let (shard, mut pass) = self.begin(state, plan)?;
         self.take_weights(state)?;
         let data = self.load(state, plan, &shard)?;
         let layers = self.forward(&mut pass)?;
@@ -170,8 +166,9 @@ impl<A: Number> Stepper<A> {
 
         // From here on nothing can fail but this machine: every rank has the whole sum.
         self.take_gradient()?;
-        self.optimizer.update(state, &mut self.gradient, plan.lr)?;
-        self.commit_running(state, &running);
+        self.optimizer.update(state, &mut self.gradient, Pace { step: plan.step, lr: plan.lr })?;
+        let index = plan.batch.start / self.recipe.train.batch;
+        running_update::<A>(&mut state.running, &running, self.recipe.model.bn_momentum.at(index));
         let lineage = state.id.map(|id| id.lineage).unwrap_or_default();
         state.id = Some(StateId { lineage, generation, step: plan.step });
         self.shard = Some(shard);
@@ -185,6 +182,13 @@ impl<A: Number> Stepper<A> {
             digest: totals.digest,
             times,
         })
+    }
+
+    fn begin(&self, state: &State, plan: &StepPlan) -> Result<(Shard, Pass<A>), TorchError> {
+        let train = &self.recipe.train;
+        let shard = Shard::new(plan, self.collective.rank(), train.chunk, train.reduction, self.shard.as_ref());
+        let (meeting, vectors) = (self.meeting(&shard, plan.step), self.vectors(state)?);
+        Ok((shard, Pass { meeting, vectors, batch: plan.batch.len, comm: 0.0 }))
     }
 
     fn meeting(&self, shard: &Shard, step: Step) -> Meeting {
@@ -228,7 +232,9 @@ impl<A: Number> Stepper<A> {
         while self.chunks.len() < num_chunks {
             let view = |(i, param): (usize, &Param)| {
                 // The classifier computes in the master's type: ten logits are not worth rounding.
-                let flat = if param.shape.len() == 4 { &self.compute } else { &state.master };
+                let of_conv = |op: &Op| matches!(op, Op::Conv { b, .. } if *b == Some(ParamId(i)));
+                let rounds = param.shape.len() == 4 || self.program.ops.iter().any(of_conv);
+                let flat = if rounds { &self.compute } else { &state.master };
                 view_of(flat, &self.program, &self.layout, ParamId(i))
             };
             let weights = self.program.params.iter().enumerate().map(view).collect::<Result<_, _>>()?;
@@ -409,16 +415,17 @@ impl<A: Number> Stepper<A> {
         Ok(pass.wait(|m| m.over_ranks(m.op("running statistics", 0), messages, len))?)
     }
 
-    fn commit_running(&self, state: &mut State, running: &[f64]) {
-        let momentum = self.recipe.model.bn_momentum;
-        let mut rest = running;
-        for layer in &mut state.running {
-            let channels = layer.mean.len();
-            let (own, after) = rest.split_at(2 * channels);
-            running_update::<A>(&mut layer.mean, own[..channels].iter().copied(), momentum);
-            running_update::<A>(&mut layer.variance, own[channels..].iter().copied(), momentum);
-            rest = after;
-        }
+    /// The forward pass of a step, for what the running statistics would take in.
+    ///
+    /// # Errors
+    /// As for a step.
+    pub(crate) fn statistics_of(&mut self, state: &State, plan: &StepPlan) -> Result<Vec<f64>, StepError> {
+        let (shard, mut pass) = self.begin(state, plan)?;
+        self.load(state, plan, &shard)?;
+        let layers = self.forward(&mut pass)?;
+        let running = self.running(&mut pass, &layers)?;
+        self.chunks.iter_mut().for_each(Chunk::clear);
+        Ok(running)
     }
 
     fn take_gradient(&mut self) -> Result<(), TorchError> {

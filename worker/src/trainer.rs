@@ -60,7 +60,7 @@ impl<A: Number> Trainer<A> {
             .map_err(|error| ComputeError::fatal(ExitCode::Software, format!("cannot start threads: {error}")))?;
         let program = model::build(&recipe.model, dataset.identity().num_classes);
         let layout = FlatLayout::new(&program);
-        let state = State::new(&program, &layout, recipe.train.precision).map_err(torch)?;
+        let state = State::new(&program, &layout, recipe.train.precision, recipe.optim.solver).map_err(torch)?;
         let loader = Loader::new(dataset, recipe);
         let stepper = Stepper::new(recipe, program, loader, &state).map_err(torch)?;
         Ok(Self { recipe: recipe.clone(), state, stepper, pool: Arc::new(pool) })

@@ -3,14 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::sync::Arc;
-use std::time::Duration;
+mod mesh;
 
-use lockstep_collective::{Collective, Listener, Solo, TcpMesh};
+use std::sync::Arc;
+
+use lockstep_collective::Collective;
 use lockstep_data::Dataset;
-use lockstep_proto::ids::{Epoch, Generation, Rank, SampleRange, Step};
+use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
 use lockstep_proto::message::StepPlan;
-use lockstep_proto::recipe::{BatchNorm, DataKind, Precision, Recipe, Reduction};
+use lockstep_proto::recipe::{BatchNorm, BnMomentum, BnRule, DataKind, Precision, Recipe, Reduction, Solver};
 use lockstep_worker::trainer;
 
 const STEPS: u64 = 12;
@@ -67,26 +68,7 @@ fn rank(recipe: &Recipe, data: Arc<dyn Dataset>, threads: usize, on: Arc<dyn Col
 
 /// The course that every rank of a world saw; they must agree.
 fn course(recipe: &Recipe, data: &Arc<dyn Dataset>, threads: usize, shares: &[u32]) -> Course {
-    if shares.len() == 1 {
-        return rank(recipe, Arc::clone(data), threads, Arc::new(Solo::new()), shares);
-    }
-    let listeners: Vec<Listener> = shares.iter().map(|_| Listener::bind("127.0.0.1").unwrap()).collect();
-    let addresses: Vec<String> = listeners.iter().map(Listener::address).collect();
-    let mut courses = std::thread::scope(|scope| {
-        let ranks: Vec<_> = listeners
-            .iter()
-            .enumerate()
-            .map(|(i, listener)| {
-                let (addresses, data) = (&addresses, Arc::clone(data));
-                scope.spawn(move || {
-                    let deadline = Duration::from_secs(60);
-                    let mesh = TcpMesh::connect(listener, Generation(1), "secret", Rank(i as u32), addresses, deadline);
-                    rank(recipe, data, threads, Arc::new(mesh.unwrap()), shares)
-                })
-            })
-            .collect();
-        ranks.into_iter().map(|handle| handle.join().unwrap()).collect::<Vec<_>>()
-    });
+    let mut courses = mesh::ranks(shares.len(), |on| rank(recipe, Arc::clone(data), threads, on, shares));
     let first = courses.remove(0);
     for other in courses {
         assert_eq!(other, first, "ranks of one world differ");
@@ -123,6 +105,49 @@ fn the_course_in_bf16_does_not_depend_on_the_number_of_workers() {
 #[test]
 fn the_course_in_fp64_does_not_depend_on_the_number_of_workers() {
     same_everywhere(Precision::Fp64, BatchNorm::Global);
+}
+
+#[test]
+fn every_solver_gives_the_same_bits_on_one_and_on_three_workers() {
+    let mut seen = Vec::new();
+    for solver in [
+        Solver::Sgd,
+        Solver::Rmsprop,
+        Solver::Adagrad,
+        Solver::Adadelta,
+        Solver::Adam,
+        Solver::Adamw,
+        Solver::Lars,
+        Solver::Lamb,
+    ] {
+        let mut recipe = recipe(Precision::Fp32, BatchNorm::Global);
+        recipe.optim.solver = solver;
+        let data = lockstep_data::open(&recipe.data, 0).unwrap();
+        let alone = course(&recipe, &data, 2, &[5]);
+        assert_eq!(course(&recipe, &data, 1, &[2, 1, 2]), alone, "{solver:?}");
+        assert!(!seen.contains(&alone.state), "{solver:?} is another solver in disguise");
+        seen.push(alone.state);
+    }
+}
+
+#[test]
+fn precise_and_dynamic_statistics_do_not_depend_on_the_number_of_workers() {
+    for batch_norm in [BatchNorm::Global, BatchNorm::Chunk] {
+        let mut recipe = recipe(Precision::Fp32, batch_norm);
+        let data = lockstep_data::open(&recipe.data, 0).unwrap();
+        let plain = course(&recipe, &data, 2, &[5]);
+        recipe.model.bn_momentum = BnMomentum::Rule(BnRule::Dynamic);
+        let dynamic = course(&recipe, &data, 2, &[5]);
+        recipe.model.bn_precise = 3;
+        let precise = course(&recipe, &data, 2, &[5]);
+        assert_eq!(course(&recipe, &data, 1, &[2, 1, 2]), precise, "{batch_norm:?}");
+        // the course of training does not hear of them, evaluations do
+        assert_eq!((&plain.steps, &plain.steps), (&dynamic.steps, &precise.steps));
+        assert_eq!(dynamic.state, precise.state, "an evaluation leaves the state as it is");
+        assert_ne!(plain.state, dynamic.state);
+        assert_ne!(plain.evaluation, dynamic.evaluation);
+        assert_ne!(dynamic.evaluation, precise.evaluation);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lockstep_torch::{self as torch, TorchError};
+use lockstep_torch::{self as torch, Activation, TorchError};
 use tch::{Device, Kind, Tensor};
 
 use super::norm::{Backward, Forward, Statistics, parameter_gradients};
@@ -123,11 +123,11 @@ impl<A: Number> Chunk<A> {
     /// # Errors
     /// What libtorch says.
     pub fn apply(&mut self, op: &Op, coefficients: &Forward<A>) -> Result<(), TorchError> {
-        let Op::Norm { x, y, add, relu, .. } = op else { return Ok(()) };
+        let Op::Norm { x, y, add, act, .. } = op else { return Ok(()) };
         let input = self.value(*x)?;
         let mut out = input.f_empty_like()?;
         let add = add.map(|slot| self.value(slot)).transpose()?;
-        torch::apply(input, add, &mut out, *relu, &coefficients.0)?;
+        torch::apply(input, add, &mut out, *act, &coefficients.0)?;
         self.slots[y.0] = Some(out);
         Ok(())
     }
@@ -138,13 +138,20 @@ impl<A: Number> Chunk<A> {
     /// What libtorch says.
     pub fn run(&mut self, op: &Op) -> Result<(), TorchError> {
         let (y, value) = match op {
-            Op::Conv { x, y, w, stride, pad } => {
-                (y, torch::conv(self.value(*x)?, &self.weights[w.0], None, *stride, *pad)?)
+            Op::Conv { x, y, w, b, stride, pad } => {
+                let bias = b.map(|b| &self.weights[b.0]);
+                (y, torch::conv(self.value(*x)?, &self.weights[w.0], bias, *stride, *pad)?)
             }
             Op::Add { a, b, y } => {
                 let left = self.value(*a)?;
                 let mut out = left.f_empty_like()?;
-                torch::join(left, self.value(*b)?, &mut out, false)?;
+                torch::join(left, self.value(*b)?, &mut out)?;
+                (y, out)
+            }
+            Op::Act { x, y, act } => {
+                let input = self.value(*x)?;
+                let mut out = input.f_empty_like()?;
+                torch::rectify(input, &mut out, *act)?;
                 (y, out)
             }
             Op::Subsample { x, y, stride, channels } => {
@@ -231,18 +238,25 @@ impl<A: Number> Chunk<A> {
         self.vectors[start..start + entry.len].copy_from_slice(values);
     }
 
+    fn put_bias(&mut self, param: ParamId, gradient: &Tensor) -> Result<(), TorchError> {
+        let mut values = vec![A::default(); self.program.params[param.0].numel()];
+        torch::read(&gradient.f_to_kind(A::KIND)?, &mut values)?;
+        self.put_vector(param, &values);
+        Ok(())
+    }
+
     fn gate(&mut self, op: &Op, mean: &[A]) -> Result<(), TorchError> {
-        let Op::Norm { x, y, norm, relu, .. } = op else { return Ok(()) };
+        let Op::Norm { x, y, norm, act, .. } = op else { return Ok(()) };
         let mut list = self.take(*y)?;
         let first = list.remove(0);
         let second = list.pop();
         let mut message = std::mem::take(&mut self.message);
         message.resize(2 * self.program.norms[norm.0].channels, 0.0);
-        let changes = *relu || second.is_some();
+        let changes = *act != Activation::Identity || second.is_some();
         let out = if first.owned || !changes { first.tensor.shallow_clone() } else { first.tensor.f_empty_like()? };
         torch::gate(
             (&first.tensor, second.as_ref().map(|g| &g.tensor)),
-            (self.value(*y)?, *relu),
+            (self.value(*y)?, *act),
             (self.value(*x)?, mean),
             &out,
             &mut message,
@@ -265,12 +279,15 @@ impl<A: Number> Chunk<A> {
 
     fn undo(&mut self, op: &Op) -> Result<(), TorchError> {
         match op {
-            Op::Conv { x, y, w, stride, pad } => {
+            Op::Conv { x, y, w, b, stride, pad } => {
                 let g = self.merged(*y)?.tensor;
                 let input = self.value(*x)?;
-                let need_dx = x.0 != 0;
-                let out = torch::conv_backward(&g, input, &self.weights[w.0], (*stride, *pad), (need_dx, false))?;
+                let wanted = (x.0 != 0, b.is_some());
+                let out = torch::conv_backward(&g, input, &self.weights[w.0], (*stride, *pad), wanted)?;
                 self.matrices[w.0] = Some(out.dw);
+                if let (Some(b), Some(db)) = (b, out.db) {
+                    self.put_bias(*b, &db)?;
+                }
                 if let Some(dx) = out.dx {
                     self.give(*x, dx, true)?;
                 }
@@ -279,6 +296,12 @@ impl<A: Number> Chunk<A> {
                 let g = self.merged(*y)?.tensor;
                 self.give(*a, g.shallow_clone(), false)?;
                 self.give(*b, g, false)?;
+            }
+            Op::Act { x, y, act } => {
+                let g = self.merged(*y)?;
+                let out = if g.owned { g.tensor.shallow_clone() } else { g.tensor.f_empty_like()? };
+                torch::rectify_backward(&g.tensor, self.value(*y)?, &out, *act)?;
+                self.give(*x, out, true)?;
             }
             Op::Subsample { x, y, stride, .. } => {
                 let g = self.merged(*y)?.tensor;
@@ -305,9 +328,7 @@ impl<A: Number> Chunk<A> {
                 let dw_ki = g_nk.f_tr()?.f_mm(x_ni)?.f_contiguous()?;
                 let dx_ni = g_nk.f_mm(&self.weights[w.0])?;
                 let db = g_nk.f_sum_dim_intlist([0i64].as_slice(), false, A::KIND)?;
-                let mut bias = vec![A::default(); self.program.params[b.0].numel()];
-                torch::read(&db, &mut bias)?;
-                self.put_vector(*b, &bias);
+                self.put_bias(*b, &db)?;
                 self.matrices[w.0] = Some(dw_ki);
                 self.give(*x, dx_ni, true)?;
             }
@@ -338,7 +359,7 @@ impl<A: Number> Chunk<A> {
         let first = list.remove(0);
         let Some(second) = list.pop() else { return Ok(first) };
         let mut out = if first.owned { first.tensor.shallow_clone() } else { first.tensor.f_empty_like()? };
-        torch::join(&first.tensor, &second.tensor, &mut out, false)?;
+        torch::join(&first.tensor, &second.tensor, &mut out)?;
         Ok(Gradient { tensor: out, owned: true })
     }
 

@@ -3,6 +3,7 @@
 //! Ioffe & Szegedy 2015, algorithm 1 and the gradients after it, over whatever samples the sums are of.
 
 use crate::number::Number;
+use crate::state::Running;
 
 /// Mean and variance of each channel over `count` values.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -92,9 +93,11 @@ pub fn parameter_gradients<A: Number>(s: &Statistics, message: &[f64], d_gamma: 
     }
 }
 
-/// `running ← (1 − momentum)·running + momentum·batch`, rounded to the precision that checkpoints hold.
-pub fn running_update<A: Number>(running: &mut [f64], batch: impl Iterator<Item = f64>, momentum: f64) {
-    for (old, new) in running.iter_mut().zip(batch) {
+/// `running ← (1 − momentum)·running + momentum·batch`, rounded to the precision that checkpoints hold. `batch` is mean
+/// and unbiased variance of every layer, one after another.
+pub fn running_update<A: Number>(running: &mut [Running], batch: &[f64], momentum: f64) {
+    let values = running.iter_mut().flat_map(|layer| layer.mean.iter_mut().chain(&mut layer.variance));
+    for (old, new) in values.zip(batch) {
         *old = A::from_f64((1.0 - momentum) * *old + momentum * new).to_f64();
     }
 }

@@ -6,9 +6,13 @@
 //! └──segment 0──┘└─segment 1─┘└───── …                    a segment ends where chunks must meet: at a norm's statistics
 //! ```
 
+mod builder;
 mod layout;
 mod plan;
 
+use lockstep_torch::Activation;
+
+pub use builder::{Builder, Conv, Ending};
 pub use layout::{Entry, FlatLayout};
 pub use plan::Segment;
 
@@ -27,8 +31,10 @@ pub struct NormId(pub usize);
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
-    /// N(0, std²).
+    /// N(mean, std²).
     Normal {
+        /// Mean.
+        mean: f64,
         /// Standard deviation.
         std: f64,
     },
@@ -37,6 +43,8 @@ pub enum Init {
         /// Bound.
         bound: f64,
     },
+    /// Uniform on [0, 1).
+    Unit,
     /// One value.
     Constant(f64),
 }
@@ -80,7 +88,7 @@ pub struct Norm {
 /// One operation. `x`, `a`, `b`, `add` are read, `y` is written once.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// Convolution without bias.
+    /// Convolution.
     Conv {
         /// Input.
         x: Slot,
@@ -88,6 +96,8 @@ pub enum Op {
         y: Slot,
         /// Weight.
         w: ParamId,
+        /// Bias, a number a channel.
+        b: Option<ParamId>,
         /// Stride in both directions.
         stride: i64,
         /// Zero padding on each side.
@@ -103,8 +113,8 @@ pub enum Op {
         norm: NormId,
         /// Added before the activation.
         add: Option<Slot>,
-        /// Whether the activation is ReLU (else none).
-        relu: bool,
+        /// What stands last.
+        act: Activation,
     },
     /// `a + b`
     Add {
@@ -114,6 +124,15 @@ pub enum Op {
         b: Slot,
         /// Output.
         y: Slot,
+    },
+    /// `act(x)`, where no norm stands before it.
+    Act {
+        /// Input.
+        x: Slot,
+        /// Output.
+        y: Slot,
+        /// Which.
+        act: Activation,
     },
     /// Shortcut A: every `stride`-th pixel, zero channels appended up to `channels`.
     Subsample {
@@ -173,100 +192,14 @@ impl Program {
     pub fn stride_of(&self, slot: Slot) -> i64 {
         let made = self.ops.iter().find_map(|op| match op {
             Op::Conv { x, y, stride, .. } | Op::Subsample { x, y, stride, .. } if *y == slot => Some((*x, *stride)),
-            Op::Norm { x, y, .. } | Op::Pool { x, y } | Op::Linear { x, y, .. } if *y == slot => Some((*x, 1)),
+            Op::Norm { x, y, .. } | Op::Act { x, y, .. } | Op::Pool { x, y } | Op::Linear { x, y, .. }
+                if *y == slot =>
+            {
+                Some((*x, 1))
+            }
             Op::Add { a, y, .. } if *y == slot => Some((*a, 1)),
             _ => None,
         });
         made.map_or(1, |(from, stride)| stride * self.stride_of(from))
-    }
-}
-
-/// Shape of a convolution: padded so that stride 1 keeps the size.
-#[derive(Clone, Copy, Debug)]
-pub struct Conv {
-    /// Channels in and out.
-    pub channels: (i64, i64),
-    /// Side of the square kernel, odd.
-    pub kernel: i64,
-    /// Stride in both directions.
-    pub stride: i64,
-}
-
-/// Builds a program operation by operation; the methods return the slot that they fill.
-#[derive(Debug, Default)]
-pub struct Builder {
-    params: Vec<Param>,
-    norms: Vec<Norm>,
-    ops: Vec<Op>,
-    num_slots: usize,
-}
-
-impl Builder {
-    /// An empty program whose image is the returned slot.
-    pub fn new() -> (Self, Slot) {
-        (Self { num_slots: 1, ..Self::default() }, Slot(0))
-    }
-
-    fn slot(&mut self) -> Slot {
-        self.num_slots += 1;
-        Slot(self.num_slots - 1)
-    }
-
-    fn param(&mut self, name: String, shape: &[i64], init: Init) -> ParamId {
-        self.params.push(Param { name, shape: shape.to_vec(), init });
-        ParamId(self.params.len() - 1)
-    }
-
-    /// Square convolution, He initialisation over fan-in (He et al. 2015, "Delving Deep", eq. 10).
-    pub fn conv(&mut self, name: &str, x: Slot, conv: Conv) -> Slot {
-        let Conv { channels: (from, to), kernel, stride } = conv;
-        let std = (2.0 / (kernel * kernel * from) as f64).sqrt();
-        let w = self.param(format!("{name}.weight"), &[to, from, kernel, kernel], Init::Normal { std });
-        let y = self.slot();
-        self.ops.push(Op::Conv { x, y, w, stride, pad: kernel / 2 });
-        y
-    }
-
-    /// BatchNorm, then an addition, then ReLU, the latter two if asked for.
-    pub fn norm(&mut self, name: &str, x: Slot, channels: i64, (add, relu): (Option<Slot>, bool)) -> Slot {
-        let gamma = self.param(format!("{name}.weight"), &[channels], Init::Constant(1.0));
-        let beta = self.param(format!("{name}.bias"), &[channels], Init::Constant(0.0));
-        self.norms.push(Norm { name: name.to_owned(), channels: channels as usize, gamma, beta });
-        let y = self.slot();
-        self.ops.push(Op::Norm { x, y, norm: NormId(self.norms.len() - 1), add, relu });
-        y
-    }
-
-    /// Plain addition.
-    pub fn add(&mut self, a: Slot, b: Slot) -> Slot {
-        let y = self.slot();
-        self.ops.push(Op::Add { a, b, y });
-        y
-    }
-
-    /// Shortcut A.
-    pub fn subsample(&mut self, x: Slot, channels: i64, stride: i64) -> Slot {
-        let y = self.slot();
-        self.ops.push(Op::Subsample { x, y, stride, channels });
-        y
-    }
-
-    /// Global average pool, then the linear classifier; ends the program.
-    pub fn head(mut self, x: Slot, channels: i64, num_classes: i64) -> Program {
-        let pooled = self.slot();
-        self.ops.push(Op::Pool { x, y: pooled });
-        let bound = 1.0 / (channels as f64).sqrt();
-        let w = self.param("fc.weight".into(), &[num_classes, channels], Init::Uniform { bound });
-        let b = self.param("fc.bias".into(), &[num_classes], Init::Uniform { bound });
-        let logits = self.slot();
-        self.ops.push(Op::Linear { x: pooled, y: logits, w, b });
-        Program {
-            params: self.params,
-            norms: self.norms,
-            ops: self.ops,
-            num_slots: self.num_slots,
-            logits,
-            num_classes: num_classes as usize,
-        }
     }
 }

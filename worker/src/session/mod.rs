@@ -7,7 +7,7 @@
 //!       what they hold and the reports that nobody acknowledged
 //! ```
 //! A signal, or the coordinator's `Drain`, lets every replica of the process finish the same item, then leaves with
-//! code 75. A second signal leaves at once.
+//! code 75. A second signal leaves at once, and so does the end of standard input, where that was asked for.
 
 mod outbox;
 mod run;
@@ -16,7 +16,7 @@ mod signals;
 
 pub use run::{Session, Signal};
 pub use setup::Workshop;
-pub use signals::listen;
+pub use signals::{listen, stdin_closes};
 
 /// What a worker process is told by its command line.
 #[derive(Clone, Debug)]

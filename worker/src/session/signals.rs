@@ -1,7 +1,8 @@
-//! SIGTERM, SIGINT and SIGUSR1 ask a worker to leave politely.
+//! SIGTERM, SIGINT and SIGUSR1 ask a worker to leave politely; the end of standard input says that whoever started it is
+//! gone.
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::run::Signal;
 
@@ -27,4 +28,18 @@ pub fn listen() -> std::io::Result<mpsc::Receiver<Signal>> {
         });
     }
     Ok(receiver)
+}
+
+/// Waits until standard input ends; for ever when nobody `asked`.
+pub async fn stdin_closes(asked: bool) {
+    if !asked {
+        return std::future::pending().await;
+    }
+    let (sender, closed) = oneshot::channel();
+    // A thread that ends with the process: a read of standard input cannot be interrupted.
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = sender.send(());
+    });
+    let _ = closed.await;
 }

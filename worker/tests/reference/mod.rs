@@ -1,7 +1,10 @@
 //! The same mathematics written independently: a CIFAR ResNet in plain tch autograd, BatchNorm over the whole batch.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::collections::BTreeMap;
 
+use lockstep_proto::recipe::{Activation, BnOrder, BnPosition, Model, Shortcut};
 use lockstep_worker::compute::{Dtype, Named};
 use tch::{Kind, Tensor};
 
@@ -10,9 +13,7 @@ pub struct Reference {
     pub params: BTreeMap<String, Tensor>,
     pub momentum: BTreeMap<String, Tensor>,
     pub running: BTreeMap<String, Tensor>,
-    blocks: u32,
-    after_add: bool,
-    final_relu: bool,
+    recipe: Model,
 }
 
 pub fn tensor(named: &Named) -> Tensor {
@@ -28,7 +29,7 @@ pub fn tensor(named: &Named) -> Tensor {
 }
 
 impl Reference {
-    pub fn new(model: &[Named], recipe: &lockstep_proto::recipe::Model) -> Self {
+    pub fn new(model: &[Named], recipe: &Model) -> Self {
         let (mut params, mut running, mut momentum) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for named in model {
             if named.name.contains("running") {
@@ -39,8 +40,7 @@ impl Reference {
                 params.insert(named.name.clone(), value.set_requires_grad(true));
             }
         }
-        let after_add = recipe.bn_position == lockstep_proto::recipe::BnPosition::AfterAdd;
-        Self { params, momentum, running, blocks: recipe.n, after_add, final_relu: recipe.final_relu }
+        Self { params, momentum, running, recipe: recipe.clone() }
     }
 
     fn norm(&mut self, name: &str, x: &Tensor) -> Tensor {
@@ -51,31 +51,67 @@ impl Reference {
     }
 
     fn conv(&self, name: &str, x: &Tensor, stride: i64) -> Tensor {
-        x.conv2d(&self.params[&format!("{name}.weight")], None::<Tensor>, [stride, stride], [1, 1], [1, 1], 1)
+        let weight = &self.params[&format!("{name}.weight")];
+        let pad = weight.size()[3] / 2;
+        let bias = self.params.get(&format!("{name}.bias"));
+        x.conv2d(weight, bias, [stride, stride], [pad, pad], [1, 1], 1)
+    }
+
+    fn act(&self, x: &Tensor) -> Tensor {
+        match self.recipe.activation {
+            Activation::Relu => x.relu(),
+            Activation::LeakyRelu => x.maximum(&(x * self.recipe.leaky_slope)),
+        }
+    }
+
+    fn norm_act(&mut self, name: &str, x: &Tensor) -> Tensor {
+        match self.recipe.bn_order {
+            BnOrder::BeforeActivation => {
+                let y = self.norm(name, x);
+                self.act(&y)
+            }
+            BnOrder::AfterActivation => self.norm(name, &self.act(x)),
+        }
+    }
+
+    fn shortcut(&mut self, name: &str, x: &Tensor, to: i64, stride: i64) -> Tensor {
+        let changes = stride == 2 || x.size()[1] != to;
+        match self.recipe.shortcut {
+            Shortcut::A if changes => {
+                let pixels = x.slice(2, None, None, stride).slice(3, None, None, stride);
+                let more = to - x.size()[1];
+                pixels.constant_pad_nd([0, 0, 0, 0, 0, more])
+            }
+            Shortcut::A => x.shallow_clone(),
+            Shortcut::B if !changes => x.shallow_clone(),
+            Shortcut::B | Shortcut::C => {
+                let y = self.conv(&format!("{name}.downsample.0"), x, stride);
+                self.norm(&format!("{name}.downsample.1"), &y)
+            }
+        }
     }
 
     fn forward(&mut self, x: &Tensor) -> Tensor {
         let y = self.conv("conv1", x, 1);
-        let mut x = self.norm("bn1", &y).relu();
+        let mut x = self.norm_act("bn1", &y);
         for stage in 1..=3 {
-            for block in 0..self.blocks {
+            for block in 0..self.recipe.n {
                 let name = format!("layer{stage}.{block}");
                 let stride = if stage > 1 && block == 0 { 2 } else { 1 };
                 let y = self.conv(&format!("{name}.conv1"), &x, stride);
-                let y = self.norm(&format!("{name}.bn1"), &y).relu();
+                let y = self.norm_act(&format!("{name}.bn1"), &y);
                 let y = self.conv(&format!("{name}.conv2"), &y, 1);
-                let mut shortcut = x.shallow_clone();
-                if stride == 2 {
-                    shortcut = shortcut.slice(2, None, None, 2).slice(3, None, None, 2);
-                    let more = y.size()[1] - shortcut.size()[1];
-                    shortcut = shortcut.constant_pad_nd([0, 0, 0, 0, 0, more]);
-                }
-                let y = if self.after_add {
-                    self.norm(&format!("{name}.bn2"), &(y + shortcut))
-                } else {
-                    self.norm(&format!("{name}.bn2"), &y) + shortcut
+                let shortcut = self.shortcut(&name, &x, y.size()[1], stride);
+                let bn2 = format!("{name}.bn2");
+                x = match (self.recipe.bn_position, self.recipe.final_relu) {
+                    (BnPosition::BeforeAdd, true) => {
+                        let sum = self.norm(&bn2, &y) + shortcut;
+                        self.act(&sum)
+                    }
+                    (BnPosition::BeforeAdd, false) => self.norm(&bn2, &y) + shortcut,
+                    (BnPosition::AfterAdd, true) => self.norm_act(&bn2, &(y + shortcut)),
+                    (BnPosition::AfterAdd, false) => self.norm(&bn2, &(y + shortcut)),
                 };
-                x = if self.final_relu { y.relu() } else { y };
             }
         }
         let pooled = x.mean_dim([2i64, 3].as_slice(), false, None::<Kind>);

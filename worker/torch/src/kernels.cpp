@@ -127,25 +127,25 @@ int ls_stats(const Tensor *x, double *message) {
   });
 }
 
-int ls_apply(const Tensor *x, const Tensor *add, const Tensor *y, int relu, const void *coef) {
+int ls_apply(const Tensor *x, const Tensor *add, const Tensor *y, int act, double slope, const void *coef) {
   return guarded([&] {
     int64_t rows, channels;
     rows_of(*x, rows, channels);
     same(*x, *y, "output");
     rows_of(*y, rows, channels);
     if (add) { same(*x, *add, "addend"); rows_of(*add, rows, channels); }
-    DISPATCH(*x, apply, ptr<T>(*x), ptr<T>(add), ptr<T>(*y), rows, channels, relu != 0, (const A *)coef);
+    DISPATCH(*x, apply, ptr<T>(*x), ptr<T>(add), ptr<T>(*y), rows, channels, act, A(slope), (const A *)coef);
   });
 }
 
-int ls_gate(const Tensor *d1, const Tensor *d2, const Tensor *y, const Tensor *x, const Tensor *g, int relu,
-            const void *mean, double *message) {
+int ls_gate(const Tensor *d1, const Tensor *d2, const Tensor *y, const Tensor *x, const Tensor *g, int act,
+            double slope, const void *mean, double *message) {
   return guarded([&] {
     int64_t rows, channels;
     rows_of(*x, rows, channels);
     for (const Tensor *t : {d1, d2, y, g})
       if (t) { same(*x, *t, "gradient"); rows_of(*t, rows, channels); }
-    DISPATCH(*x, gate, ptr<T>(*d1), ptr<T>(d2), ptr<T>(*y), ptr<T>(*x), ptr<T>(*g), rows, channels, relu != 0,
+    DISPATCH(*x, gate, ptr<T>(*d1), ptr<T>(d2), ptr<T>(*y), ptr<T>(*x), ptr<T>(*g), rows, channels, act, A(slope),
              (const A *)mean, message);
   });
 }
@@ -160,13 +160,44 @@ int ls_gradient(const Tensor *g, const Tensor *x, const Tensor *dx, const void *
   });
 }
 
-int ls_join(const Tensor *a, const Tensor *b, const Tensor *y, int relu) {
+int ls_join(const Tensor *a, const Tensor *b, const Tensor *y) {
   return guarded([&] {
     int64_t rows, channels;
     rows_of(*a, rows, channels);
     same(*a, *b, "addend"); rows_of(*b, rows, channels);
     same(*a, *y, "output"); rows_of(*y, rows, channels);
-    DISPATCH(*a, join, ptr<T>(*a), ptr<T>(*b), ptr<T>(*y), rows * channels, relu != 0);
+    DISPATCH(*a, join, ptr<T>(*a), ptr<T>(*b), ptr<T>(*y), rows * channels);
+  });
+}
+
+int ls_rectify(const Tensor *x, const Tensor *y, int act, double slope) {
+  return guarded([&] {
+    int64_t rows, channels;
+    rows_of(*x, rows, channels);
+    same(*x, *y, "output"); rows_of(*y, rows, channels);
+    DISPATCH(*x, rectify, ptr<T>(*x), ptr<T>(*y), rows * channels, act, A(slope));
+  });
+}
+
+int ls_rectify_backward(const Tensor *d, const Tensor *y, const Tensor *dx, int act, double slope) {
+  return guarded([&] {
+    int64_t rows, channels;
+    rows_of(*y, rows, channels);
+    same(*y, *d, "gradient"); rows_of(*d, rows, channels);
+    same(*y, *dx, "output"); rows_of(*dx, rows, channels);
+    DISPATCH(*y, unrectify, ptr<T>(*d), ptr<T>(*y), ptr<T>(*dx), rows * channels, act, A(slope));
+  });
+}
+
+// Sum of squares of a dense tensor, always added in the same order.
+int ls_squares(const Tensor *x, double *sum) {
+  return guarded([&] {
+    TORCH_CHECK(x->is_non_overlapping_and_dense(), "sum of squares: the tensor has holes");
+    switch (x->scalar_type()) {
+      case at::kFloat: *sum = squares_f32(ptr<float>(*x), x->numel()); break;
+      case at::kDouble: *sum = squares_f64(ptr<double>(*x), x->numel()); break;
+      default: TORCH_CHECK(false, "no kernel for this element type");
+    }
   });
 }
 

@@ -5,20 +5,22 @@
 //! conv      conv · conv_backward                           ATen
 //! norm      stats ─► apply                                 forward: message out, coefficients in
 //!           gate  ─► gradient                              backward, likewise
-//! joins     join · subsample · pool                        and their gradients
-//! memory    tree_sum · read · write                        tensors to plain slices and back
+//! joins     join · rectify · subsample · pool              and their gradients
+//! memory    tree_sum · squares · read · write              tensors to plain slices and back
 //! ```
 //! All functions work in the calling thread on CPU tensors with channels-last memory; shapes, types and layouts are
 //! checked on the C++ side and come back as [`TorchError`]. May never: keep a tensor, start a thread, know a rank.
 
+mod activation;
 mod error;
 mod memory;
 mod norm;
 mod ops;
 mod process;
 
+pub use activation::{Activation, rectify, rectify_backward};
 pub use error::TorchError;
-pub use memory::{Element, read, read_bytes, tree_sum, write, write_bytes};
+pub use memory::{Element, read, read_bytes, squares, tree_sum, write, write_bytes};
 pub use norm::{Real, apply, gate, gradient, stats};
 pub use ops::{ConvGradients, conv, conv_backward, join, pool, pool_backward, subsample, subsample_backward};
 pub use process::{capability, keep_memory, limit_isa, num_threads, set_threads};
@@ -59,7 +61,8 @@ mod sys {
             x: *const C_tensor,
             add: *const C_tensor,
             y: *const C_tensor,
-            relu: c_int,
+            act: c_int,
+            slope: f64,
             coef: *const c_void,
         ) -> c_int;
         pub fn ls_gate(
@@ -68,12 +71,22 @@ mod sys {
             y: *const C_tensor,
             x: *const C_tensor,
             g: *const C_tensor,
-            relu: c_int,
+            act: c_int,
+            slope: f64,
             mean: *const c_void,
             message: *mut f64,
         ) -> c_int;
         pub fn ls_gradient(g: *const C_tensor, x: *const C_tensor, dx: *const C_tensor, coef: *const c_void) -> c_int;
-        pub fn ls_join(a: *const C_tensor, b: *const C_tensor, y: *const C_tensor, relu: c_int) -> c_int;
+        pub fn ls_join(a: *const C_tensor, b: *const C_tensor, y: *const C_tensor) -> c_int;
+        pub fn ls_rectify(x: *const C_tensor, y: *const C_tensor, act: c_int, slope: f64) -> c_int;
+        pub fn ls_rectify_backward(
+            d: *const C_tensor,
+            y: *const C_tensor,
+            dx: *const C_tensor,
+            act: c_int,
+            slope: f64,
+        ) -> c_int;
+        pub fn ls_squares(x: *const C_tensor, sum: *mut f64) -> c_int;
         pub fn ls_subsample(x: *const C_tensor, y: *const C_tensor, stride: i64) -> c_int;
         pub fn ls_subsample_backward(g: *const C_tensor, dx: *const C_tensor, stride: i64) -> c_int;
         pub fn ls_pool(x: *const C_tensor, y: *const C_tensor) -> c_int;

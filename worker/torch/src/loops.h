@@ -77,10 +77,29 @@ static INLINE void stats_body(const T *x, int64_t rows, int64_t channels, double
   if (at < channels) stats_block<T, 0>(x, rows, channels, at, int(channels - at), message);
 }
 
-// Apply: y = relu((x − mean)·scale + bias + add); mean is the rounded mean, bias carries what rounding took from it.
-template <typename T, bool ADD, bool RELU>
+// Activations, and what their gradient does to d where the output was y. A NaN stays one.
+enum Act { IDENTITY = 0, RELU = 1, LEAKY = 2 };
+template <int ACT, typename A> static INLINE A activate(A v, A slope) {
+  if (ACT == RELU) return v > A(0) ? v : (v == v ? A(0) : v);
+  if (ACT == LEAKY) return v > A(0) ? v : slope * v;
+  return v;
+}
+template <int ACT, typename A> static INLINE A slope_at(A y, A d, A slope) {
+  if (ACT == RELU) return y > A(0) ? d : A(0);
+  if (ACT == LEAKY) return y > A(0) ? d : slope * d;
+  return d;
+}
+#define PER_ACT(ACT, CALL)                 \
+  switch (ACT) {                           \
+    case RELU: CALL(RELU); break;          \
+    case LEAKY: CALL(LEAKY); break;        \
+    default: CALL(IDENTITY); break;        \
+  }
+
+// Apply: y = act((x − mean)·scale + bias + add); mean is the rounded mean, bias carries what rounding took from it.
+template <typename T, bool ADD, int ACT>
 static INLINE void apply_rows(const T *x, const T *add, T *y, int64_t rows, int64_t channels,
-                              const typename Compute<T>::type *coef) {
+                              typename Compute<T>::type slope, const typename Compute<T>::type *coef) {
   typedef typename Compute<T>::type A;
   const A *mean = coef, *scale = coef + channels, *bias = coef + 2 * channels;
   for (int64_t r = 0; r < rows; r++) {
@@ -89,28 +108,26 @@ static INLINE void apply_rows(const T *x, const T *add, T *y, int64_t rows, int6
     for (int64_t j = 0; j < channels; j++) {
       A v = (load(xr + j) - mean[j]) * scale[j] + bias[j];
       if (ADD) v = v + load(ar + j);
-      if (RELU) v = v > A(0) ? v : (v == v ? A(0) : v);  // a NaN stays one
-      store(yr + j, v);
+      store(yr + j, activate<ACT>(v, slope));
     }
   }
 }
 
 template <typename T>
-static INLINE void apply_body(const T *x, const T *add, T *y, int64_t rows, int64_t channels, bool relu,
-                              const typename Compute<T>::type *coef) {
-  if (add) {
-    if (relu) apply_rows<T, true, true>(x, add, y, rows, channels, coef);
-    else apply_rows<T, true, false>(x, add, y, rows, channels, coef);
-  } else {
-    if (relu) apply_rows<T, false, true>(x, add, y, rows, channels, coef);
-    else apply_rows<T, false, false>(x, add, y, rows, channels, coef);
-  }
+static INLINE void apply_body(const T *x, const T *add, T *y, int64_t rows, int64_t channels, int act,
+                              typename Compute<T>::type slope, const typename Compute<T>::type *coef) {
+#define WITH(ACT) apply_rows<T, true, ACT>(x, add, y, rows, channels, slope, coef)
+#define WITHOUT(ACT) apply_rows<T, false, ACT>(x, add, y, rows, channels, slope, coef)
+  if (add) PER_ACT(act, WITH) else PER_ACT(act, WITHOUT)
+#undef WITH
+#undef WITHOUT
 }
 
-// Gate: g = (d1 + d2) where y > 0; sums Σ g and Σ g·(x − mean). g may be d1.
-template <typename T, int FIXED, bool TWO, bool RELU>
+// Gate: g = (d1 + d2) through the activation whose output was y; sums Σ g and Σ g·(x − mean). g may be d1.
+template <typename T, int FIXED, bool TWO, int ACT>
 static INLINE void gate_block(const T *d1, const T *d2, const T *y, const T *x, T *g, int64_t rows, int64_t channels,
-                              int64_t at, int lanes_, const typename Compute<T>::type *mean_, double *message) {
+                              int64_t at, int lanes_, typename Compute<T>::type slope,
+                              const typename Compute<T>::type *mean_, double *message) {
   typedef typename Compute<T>::type A;
   const int lanes = FIXED ? FIXED : lanes_;
   double sum[2][16] = {}, dot[2][16] = {};
@@ -123,8 +140,8 @@ static INLINE void gate_block(const T *d1, const T *d2, const T *y, const T *x, 
       for (int j = 0; j < lanes; j++) {
         A v = load(d1 + o + j);
         if (TWO) v = v + load(d2 + o + j);
-        if (RELU) v = load(y + o + j) > A(0) ? v : A(0);
-        if (TWO || RELU) {
+        if (ACT != IDENTITY) v = slope_at<ACT>(A(load(y + o + j)), v, slope);
+        if (TWO || ACT != IDENTITY) {
           store(g + o + j, v);
           v = load(g + o + j);  // what was stored is what is summed, in bf16 too
         }
@@ -140,26 +157,25 @@ static INLINE void gate_block(const T *d1, const T *d2, const T *y, const T *x, 
   }
 }
 
-template <typename T, bool TWO, bool RELU>
+template <typename T, bool TWO, int ACT>
 static INLINE void gate_rows(const T *d1, const T *d2, const T *y, const T *x, T *g, int64_t rows, int64_t channels,
-                             const typename Compute<T>::type *mean, double *message) {
+                             typename Compute<T>::type slope, const typename Compute<T>::type *mean, double *message) {
   int64_t at = 0;
   for (; at + 16 <= channels; at += 16)
-    gate_block<T, 16, TWO, RELU>(d1, d2, y, x, g, rows, channels, at, 16, mean, message);
+    gate_block<T, 16, TWO, ACT>(d1, d2, y, x, g, rows, channels, at, 16, slope, mean, message);
   if (at < channels)
-    gate_block<T, 0, TWO, RELU>(d1, d2, y, x, g, rows, channels, at, int(channels - at), mean, message);
+    gate_block<T, 0, TWO, ACT>(d1, d2, y, x, g, rows, channels, at, int(channels - at), slope, mean, message);
 }
 
 template <typename T>
 static INLINE void gate_body(const T *d1, const T *d2, const T *y, const T *x, T *g, int64_t rows, int64_t channels,
-                             bool relu, const typename Compute<T>::type *mean, double *message) {
-  if (d2) {
-    if (relu) gate_rows<T, true, true>(d1, d2, y, x, g, rows, channels, mean, message);
-    else gate_rows<T, true, false>(d1, d2, y, x, g, rows, channels, mean, message);
-  } else {
-    if (relu) gate_rows<T, false, true>(d1, d2, y, x, g, rows, channels, mean, message);
-    else gate_rows<T, false, false>(d1, d2, y, x, g, rows, channels, mean, message);
-  }
+                             int act, typename Compute<T>::type slope, const typename Compute<T>::type *mean,
+                             double *message) {
+#define TWO(ACT) gate_rows<T, true, ACT>(d1, d2, y, x, g, rows, channels, slope, mean, message)
+#define ONE(ACT) gate_rows<T, false, ACT>(d1, d2, y, x, g, rows, channels, slope, mean, message)
+  if (d2) PER_ACT(act, TWO) else PER_ACT(act, ONE)
+#undef TWO
+#undef ONE
 }
 
 // Gradient of BatchNorm: dx = scale·g + slope·(x − mean) + offset
@@ -175,15 +191,45 @@ static INLINE void gradient_body(const T *g, const T *x, T *dx, int64_t rows, in
   }
 }
 
-// Rectify: y = relu(a + b), and its gradient g = d where y > 0
+// Join: y = a + b
 template <typename T>
-static INLINE void join_body(const T *a, const T *b, T *y, int64_t count, bool relu) {
-  typedef typename Compute<T>::type A;
-  for (int64_t i = 0; i < count; i++) {
-    A v = load(a + i) + load(b + i);
-    if (relu) v = v > A(0) ? v : (v == v ? A(0) : v);
-    store(y + i, v);
-  }
+static INLINE void join_body(const T *a, const T *b, T *y, int64_t count) {
+  for (int64_t i = 0; i < count; i++) store(y + i, load(a + i) + load(b + i));
+}
+
+// Activation alone, y = act(x), and its gradient dx = d·act'(x), told from y. dx may be d.
+template <typename T, int ACT>
+static INLINE void rectify_each(const T *x, T *y, int64_t count, typename Compute<T>::type slope) {
+  for (int64_t i = 0; i < count; i++) store(y + i, activate<ACT>(load(x + i), slope));
+}
+template <typename T>
+static INLINE void rectify_body(const T *x, T *y, int64_t count, int act, typename Compute<T>::type slope) {
+#define EACH(ACT) rectify_each<T, ACT>(x, y, count, slope)
+  PER_ACT(act, EACH)
+#undef EACH
+}
+template <typename T, int ACT>
+static INLINE void unrectify_each(const T *d, const T *y, T *dx, int64_t count, typename Compute<T>::type slope) {
+  for (int64_t i = 0; i < count; i++) store(dx + i, slope_at<ACT>(load(y + i), load(d + i), slope));
+}
+template <typename T>
+static INLINE void unrectify_body(const T *d, const T *y, T *dx, int64_t count, int act,
+                                  typename Compute<T>::type slope) {
+#define EACH(ACT) unrectify_each<T, ACT>(d, y, dx, count, slope)
+  PER_ACT(act, EACH)
+#undef EACH
+}
+
+// Σ x² in f64: sixteen lanes, then the lanes in order.
+template <typename T>
+static INLINE double squares_body(const T *x, int64_t count) {
+  double lanes[16] = {}, sum = 0;
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16)
+    for (int j = 0; j < 16; j++) lanes[j] += double(x[i + j]) * double(x[i + j]);
+  for (; i < count; i++) lanes[0] += double(x[i]) * double(x[i]);
+  for (int j = 0; j < 16; j++) sum += lanes[j];
+  return sum;
 }
 
 // Tree: dst = the sum of `leaves` equally long arrays, in the canonical binary tree.
@@ -204,20 +250,27 @@ static INLINE void add_block(D *out, const D *in, int64_t count) {
 #define STATS_P(T) (const T *x, int64_t rows, int64_t channels, double *message)
 PER_TYPE(stats, STATS_P, stats_body(x, rows, channels, message);)
 #define APPLY_P(T) \
-  (const T *x, const T *add, T *y, int64_t rows, int64_t channels, bool relu, const Compute<T>::type *coef)
-PER_TYPE(apply, APPLY_P, apply_body(x, add, y, rows, channels, relu, coef);)
+  (const T *x, const T *add, T *y, int64_t rows, int64_t channels, int act, Compute<T>::type slope,                 \
+   const Compute<T>::type *coef)
+PER_TYPE(apply, APPLY_P, apply_body(x, add, y, rows, channels, act, slope, coef);)
 #define GATE_P(T)                                                                                                   \
-  (const T *d1, const T *d2, const T *y, const T *x, T *g, int64_t rows, int64_t channels, bool relu,               \
-   const Compute<T>::type *mean, double *message)
-PER_TYPE(gate, GATE_P, gate_body(d1, d2, y, x, g, rows, channels, relu, mean, message);)
+  (const T *d1, const T *d2, const T *y, const T *x, T *g, int64_t rows, int64_t channels, int act,                 \
+   Compute<T>::type slope, const Compute<T>::type *mean, double *message)
+PER_TYPE(gate, GATE_P, gate_body(d1, d2, y, x, g, rows, channels, act, slope, mean, message);)
 #define GRADIENT_P(T) (const T *g, const T *x, T *dx, int64_t rows, int64_t channels, const Compute<T>::type *coef)
 PER_TYPE(gradient, GRADIENT_P, gradient_body(g, x, dx, rows, channels, coef);)
-#define JOIN_P(T) (const T *a, const T *b, T *y, int64_t count, bool relu)
-PER_TYPE(join, JOIN_P, join_body(a, b, y, count, relu);)
+#define JOIN_P(T) (const T *a, const T *b, T *y, int64_t count)
+PER_TYPE(join, JOIN_P, join_body(a, b, y, count);)
+#define RECTIFY_P(T) (const T *x, T *y, int64_t count, int act, Compute<T>::type slope)
+PER_TYPE(rectify, RECTIFY_P, rectify_body(x, y, count, act, slope);)
+#define UNRECTIFY_P(T) (const T *d, const T *y, T *dx, int64_t count, int act, Compute<T>::type slope)
+PER_TYPE(unrectify, UNRECTIFY_P, unrectify_body(d, y, dx, count, act, slope);)
 
 CLONES static void leaf_f32(const float *s, int64_t n, float *o) { leaf_block(s, n, o); }
 CLONES static void leaf_bf16(const bf16 *s, int64_t n, float *o) { leaf_block(s, n, o); }
 CLONES static void leaf_f64(const double *s, int64_t n, double *o) { leaf_block(s, n, o); }
+CLONES static double squares_f32(const float *x, int64_t n) { return squares_body(x, n); }
+CLONES static double squares_f64(const double *x, int64_t n) { return squares_body(x, n); }
 CLONES static void add_f32(float *o, const float *i, int64_t n) { add_block(o, i, n); }
 CLONES static void add_f64(double *o, const double *i, int64_t n) { add_block(o, i, n); }
 

@@ -91,3 +91,14 @@ pub fn tree_sum<T: Element>(sources: &[&Tensor], out: &mut [T]) -> Result<(), To
         sys::ls_tree_sum(raw.as_ptr(), raw.len() as i64, out.as_mut_ptr().cast(), out.len() as i64)
     })
 }
+
+/// Sum of squares of a dense f32 or f64 tensor, in f64, always added in the same order.
+///
+/// # Errors
+/// Another type, or holes.
+pub fn squares(tensor: &Tensor) -> Result<f64, TorchError> {
+    let mut sum = 0.0;
+    // SAFETY: the tensor is alive for the call; `sum` is one place.
+    TorchError::check(unsafe { sys::ls_squares(tensor.as_ptr(), &mut sum) })?;
+    Ok(sum)
+}

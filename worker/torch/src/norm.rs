@@ -1,11 +1,11 @@
-//! BatchNorm as fused passes over NHWC rows, with addition and ReLU. Between two passes the caller adds the messages of
+//! BatchNorm as fused passes over NHWC rows, with addition and activation. Between two passes the caller adds the messages of
 //! all chunks and ranks; these functions know only one chunk.
 
 use std::ptr::null;
 
 use tch::{Kind, Tensor};
 
-use crate::{TorchError, sys};
+use crate::{Activation, TorchError, sys};
 
 /// The number type that coefficients have: `f32` for f32 and bf16 tensors, `f64` for f64 tensors.
 pub trait Real: Copy + Send + Sync + 'static {
@@ -84,36 +84,40 @@ pub fn apply<A: Real>(
     x: &Tensor,
     add: Option<&Tensor>,
     y: &mut Tensor,
-    relu: bool,
+    activation: Activation,
     coefficients: &[A],
 ) -> Result<(), TorchError> {
     check(x, coefficients, 3)?;
+    let (act, slope) = activation.code();
     // SAFETY: 3·C coefficients of the right type, checked above; tensors are alive for the call.
     TorchError::check(unsafe {
         sys::ls_apply(
             x.as_ptr(),
             add.map_or(null(), |a| a.as_ptr()),
             y.as_ptr(),
-            relu.into(),
+            act,
+            slope,
             coefficients.as_ptr().cast(),
         )
     })
 }
 
-/// First half of the gradient. `g = (d1 + d2)`, where `y > 0` if `relu`; writes `[Σ g, Σ g·(x − mean)]` into `message`
-/// (2·C; `mean` has C). `g` may be `d1`; without `d2` and `relu` nothing is written to it, so it must be `d1` then.
+/// First half of the gradient. `g = (d1 + d2)·act'`, told from the output `y`; writes `[Σ g, Σ g·(x − mean)]` into
+/// `message` (2·C; `mean` has C). `g` may be `d1`; without `d2` and an activation nothing is written to it, so it must be
+/// `d1` then.
 ///
 /// # Errors
 /// Shapes, types or layouts that do not fit.
 pub fn gate<A: Real>(
     (d1, d2): (&Tensor, Option<&Tensor>),
-    (y, relu): (&Tensor, bool),
+    (y, activation): (&Tensor, Activation),
     (x, mean): (&Tensor, &[A]),
     g: &Tensor,
     message: &mut [f64],
 ) -> Result<(), TorchError> {
     check(x, mean, 1)?;
     check_message(x, message)?;
+    let (act, slope) = activation.code();
     // SAFETY: sizes checked above; tensors are alive for the call; `g` is written element by element after it was read.
     TorchError::check(unsafe {
         sys::ls_gate(
@@ -122,7 +126,8 @@ pub fn gate<A: Real>(
             y.as_ptr(),
             x.as_ptr(),
             g.as_ptr(),
-            relu.into(),
+            act,
+            slope,
             mean.as_ptr().cast(),
             message.as_mut_ptr(),
         )

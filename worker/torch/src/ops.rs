@@ -68,13 +68,13 @@ pub fn conv_backward(
     unsafe { Ok(ConvGradients { dx: need_dx.then(|| owned(dx)), dw: owned(dw), db: need_db.then(|| owned(db)) }) }
 }
 
-/// `y = a + b`, or `relu(a + b)`. `y` may be `a`.
+/// `y = a + b`. `y` may be `a`.
 ///
 /// # Errors
 /// Shapes or types that differ.
-pub fn join(a: &Tensor, b: &Tensor, y: &mut Tensor, relu: bool) -> Result<(), TorchError> {
+pub fn join(a: &Tensor, b: &Tensor, y: &mut Tensor) -> Result<(), TorchError> {
     // SAFETY: tensors are alive for the call; element by element, so aliasing of whole tensors is harmless.
-    TorchError::check(unsafe { sys::ls_join(a.as_ptr(), b.as_ptr(), y.as_ptr(), relu.into()) })
+    TorchError::check(unsafe { sys::ls_join(a.as_ptr(), b.as_ptr(), y.as_ptr()) })
 }
 
 /// Shortcut A: `y` takes every `stride`-th pixel of `x`, zero channels appended.

@@ -2,7 +2,7 @@
 //! larger than the deviation; with no rows, and with one.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test may panic")]
 
-use lockstep_torch::{apply, gate, gradient, stats};
+use lockstep_torch::{Activation, apply, gate, gradient, stats};
 use tch::{Device, Kind, Tensor};
 
 fn nhwc(x: &Tensor) -> Tensor {
@@ -83,7 +83,10 @@ fn no_rows_give_zeros_and_one_row_its_value() {
 /// Forward and backward of relu(norm(x) + add) with two gradients coming in, against autograd.
 #[test]
 fn forward_and_backward_equal_autograd_over_the_whole_batch() {
-    for (channels, relu) in CHANNELS.into_iter().zip([true, false, true, true]) {
+    let leaky = Activation::LeakyRelu(0.01);
+    for (channels, activation) in
+        CHANNELS.into_iter().zip([Activation::Relu, Activation::Identity, leaky, Activation::Relu])
+    {
         let shape = [4, channels, 6, 5];
         let (count, width) = (4.0 * 30.0, channels as usize);
         let x = random(shape, Kind::Double, 5) * 3.0 + 2.0;
@@ -105,7 +108,11 @@ fn forward_and_backward_equal_autograd_over_the_whole_batch() {
             false,
         );
         let sum = normed + &leaves[1];
-        let want = if relu { sum.relu() } else { sum };
+        let want = match activation {
+            Activation::Identity => sum,
+            Activation::Relu => sum.relu(),
+            Activation::LeakyRelu(_) => sum.leaky_relu(),
+        };
         let target = (&want * (&d1 + &d2)).sum(Kind::Double);
         let gradients = Tensor::run_backward(&[&target], &leaves.iter().collect::<Vec<_>>(), false, false);
 
@@ -115,11 +122,11 @@ fn forward_and_backward_equal_autograd_over_the_whole_batch() {
         let inverse: Vec<f64> = variance.iter().map(|v| 1.0 / (v + 1e-5).sqrt()).collect();
         let scale: Vec<f64> = values(&gamma).iter().zip(&inverse).map(|(g, i)| g * i).collect();
         let mut y = x.empty_like();
-        apply(&x, Some(&add), &mut y, relu, &[mean.clone(), scale.clone(), values(&beta)].concat()).unwrap();
+        apply(&x, Some(&add), &mut y, activation, &[mean.clone(), scale.clone(), values(&beta)].concat()).unwrap();
         assert!(largest_difference(&y, &want) < 1e-12);
 
         let g = d1.copy();
-        gate((&g, Some(&d2)), (&y, relu), (&x, &mean), &g, &mut message).unwrap();
+        gate((&g, Some(&d2)), (&y, activation), (&x, &mean), &g, &mut message).unwrap();
         assert!(largest_difference(&g, &gradients[1]) < 1e-12, "gradient of the addend");
         let (sums, dots) = message.split_at(width);
         for c in 0..width {
@@ -140,8 +147,8 @@ fn bf16_is_the_32_bit_result_rounded_to_nearest_even() {
     let coefficients: Vec<f32> = (0..48).map(|i| 0.37 + i as f32 * 0.11).collect();
     let (mut half, wide) = (x.empty_like(), x.to_kind(Kind::Float));
     let mut full = wide.empty_like();
-    apply(&x, None, &mut half, true, &coefficients).unwrap();
-    apply(&wide, None, &mut full, true, &coefficients).unwrap();
+    apply(&x, None, &mut half, Activation::Relu, &coefficients).unwrap();
+    apply(&wide, None, &mut full, Activation::Relu, &coefficients).unwrap();
     assert_eq!(largest_difference(&half, &full.to_kind(Kind::BFloat16)), 0.0);
 }
 
@@ -151,8 +158,8 @@ fn what_does_not_fit_is_an_error_and_not_a_crash() {
     let planar = Tensor::zeros([2, 16, 4, 4], (Kind::Float, Device::Cpu));
     assert!(stats(&planar, &mut [0.0; 32]).unwrap_err().message.contains("channels-last"));
     assert!(stats(&x, &mut [0.0; 31]).is_err());
-    assert!(apply(&x, None, &mut x.empty_like(), true, &[0.0f32; 47]).is_err());
-    assert!(apply(&x, None, &mut x.empty_like(), true, &[0.0f64; 48]).is_err());
+    assert!(apply(&x, None, &mut x.empty_like(), Activation::Relu, &[0.0f32; 47]).is_err());
+    assert!(apply(&x, None, &mut x.empty_like(), Activation::Relu, &[0.0f64; 48]).is_err());
     let other = random([2, 16, 4, 3], Kind::Float, 11);
-    assert!(apply(&x, Some(&other), &mut x.empty_like(), true, &[0.0f32; 48]).is_err());
+    assert!(apply(&x, Some(&other), &mut x.empty_like(), Activation::Relu, &[0.0f32; 48]).is_err());
 }

@@ -9,4 +9,5 @@ mod invariants;
 mod purity;
 mod script;
 mod store;
+mod warmup;
 mod worker;

@@ -119,6 +119,7 @@ impl Tables {
             lineage: self.lineage,
             committed: self.committed(),
             spans,
+            errors: self.steps.values().map(|row| (row.wrong, row.samples)).collect(),
             evaluated: self.evaluated.keys().copied().collect(),
             best: self.evaluated.values().copied().min_by(|(_, a), (_, b)| a.total_cmp(b)),
             checkpoints: self.checkpoints.values().filter(|checkpoint| on_disk(checkpoint)).cloned().collect(),

@@ -1,0 +1,130 @@
+//! 100 steps of every solver, in f64, against `tests/golden/solvers.json`: PyTorch's optimizers, and formulas written out
+//! where it has none. The script beside it says what the numbers are.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeMap;
+
+use lockstep_proto::recipe::{Precision, Recipe};
+use serde::Deserialize;
+
+use super::*;
+use crate::program::{Init, Norm, NormId, Op, Param, ParamId, Program, Slot};
+use crate::state::view_of;
+
+const STEPS: u64 = 100;
+
+#[derive(Deserialize)]
+struct Case {
+    optim: serde_json::Map<String, serde_json::Value>,
+    lr: f64,
+    /// The rate does not fall.
+    constant: bool,
+    quadratic: BTreeMap<String, Vec<f64>>,
+    given: BTreeMap<String, Vec<f64>>,
+}
+
+impl Case {
+    fn optim(&self) -> Optim {
+        let sets: Vec<String> = self.optim.iter().map(|(key, value)| format!("optim.{key}={value}")).collect();
+        Recipe::load("demo", &sets).unwrap().optim
+    }
+
+    fn rate(&self, step: u64) -> f64 {
+        if self.constant { self.lr } else { self.lr * (1.0 - step as f64 / 256.0) }
+    }
+}
+
+/// A matrix of 24 and two vectors of 5.
+fn program() -> Program {
+    let param =
+        |name: &str, shape: &[i64]| Param { name: name.into(), shape: shape.to_vec(), init: Init::Constant(0.0) };
+    let (x, y, z) = (Slot(0), Slot(1), Slot(2));
+    Program {
+        params: vec![param("w", &[4, 6]), param("gamma", &[5]), param("bias", &[5])],
+        norms: vec![Norm { name: "bn".into(), channels: 5, gamma: ParamId(1), beta: ParamId(2) }],
+        ops: vec![
+            Op::Conv { x, y, w: ParamId(0), b: None, stride: 1, pad: 0 },
+            Op::Norm { x: y, y: z, norm: NormId(0), add: None, act: lockstep_torch::Activation::Identity },
+        ],
+        num_slots: 3,
+        logits: z,
+        num_classes: 5,
+    }
+}
+
+fn start(index: usize) -> f64 {
+    ((index * 37 + 11) % 101) as f64 / 64.0 - 50.0 / 64.0
+}
+
+fn gradient(quadratic: bool, values: &[f64], first: usize, step: u64) -> Vec<f64> {
+    let one = |i: usize| {
+        let index = first + i;
+        if quadratic {
+            let before = values[(i + values.len() - 1) % values.len()];
+            (0.5 + (index % 7) as f64 * 0.25) * (values[i] - 4.0) + 0.125 * before
+        } else {
+            ((index as u64 * 53 + step * 29) % 97) as f64 / 128.0 - 48.0 / 128.0
+        }
+    };
+    (0..values.len()).map(one).collect()
+}
+
+/// Where the solver leads, by parameter, and whether padding stayed zero.
+fn run(case: &Case, quadratic: bool) -> BTreeMap<String, Vec<f64>> {
+    let (program, optim) = (program(), case.optim());
+    let layout = FlatLayout::new(&program);
+    let optimizer = Optimizer::new(&optim, &layout);
+    let mut state = State::new(&program, &layout, Precision::Fp64, optim.solver).unwrap();
+    let mut flat = state.master.f_zeros_like().unwrap();
+    let firsts = [0, 24, 29];
+    let view = |of: &Tensor, i: usize| view_of(of, &program, &layout, ParamId(i)).unwrap();
+    let values = |of: &Tensor, i: usize| -> Vec<f64> { Vec::try_from(view(of, i).reshape([-1])).unwrap() };
+    let put = |of: &Tensor, i: usize, values: &[f64]| {
+        view(of, i).copy_(&Tensor::from_slice(values).view(program.params[i].shape.as_slice()));
+    };
+    for (i, first) in firsts.into_iter().enumerate() {
+        put(&state.master, i, &(first..first + program.params[i].numel()).map(start).collect::<Vec<_>>());
+    }
+    for step in 1..=STEPS {
+        let _ = flat.zero_();
+        for (i, first) in firsts.into_iter().enumerate() {
+            put(&flat, i, &gradient(quadratic, &values(&state.master, i), first, step));
+        }
+        optimizer.update(&mut state, &mut flat, Pace { step: Step(step), lr: case.rate(step) }).unwrap();
+    }
+    let ends: BTreeMap<_, _> = (0..3).map(|i| (program.params[i].name.clone(), values(&state.master, i))).collect();
+    (0..3).for_each(|i| put(&state.master, i, &vec![0.0; program.params[i].numel()]));
+    assert_eq!(lockstep_torch::squares(&state.master).unwrap(), 0.0, "{:?}: padding stays zero", optim.solver);
+    ends
+}
+
+#[test]
+fn every_solver_leads_where_pytorch_and_the_written_out_formulas_do() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../../tests/golden/solvers.json")).unwrap();
+    let mut solvers: Vec<Solver> = Vec::new();
+    for case in &cases {
+        for (quadratic, want) in [(true, &case.quadratic), (false, &case.given)] {
+            let have = run(case, quadratic);
+            for (name, want) in want {
+                for (i, (have, want)) in have[name].iter().zip(want).enumerate() {
+                    assert!((have - want).abs() <= 1e-12, "{:?} {name}[{i}]: {have:e}, not {want:e}", case.optim);
+                }
+            }
+        }
+        solvers.push(case.optim().solver);
+    }
+    use Solver::{Adadelta, Adagrad, Adam, Adamw, Lamb, Lars, Rmsprop, Sgd};
+    for solver in [Sgd, Rmsprop, Adagrad, Adadelta, Adam, Adamw, Lars, Lamb] {
+        assert!(solvers.contains(&solver), "{solver:?} has no golden numbers");
+    }
+}
+
+#[test]
+fn a_switch_of_formula_matters_so_the_test_above_can_tell() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../../tests/golden/solvers.json")).unwrap();
+    let mut case = cases.into_iter().find(|case| case.optim.get("formula") == Some(&"torch7".into())).unwrap();
+    case.optim.remove("formula");
+    let off = run(&case, false)["w"].iter().zip(&case.given["w"]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(off > 1e-6, "{off:e}");
+}
