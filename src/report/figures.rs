@@ -118,12 +118,16 @@ fn chart(
     let mut labelled = BTreeSet::new();
     for run in drawn {
         let points = points(curve(run.details), unit);
-        if points.is_empty() {
+        // One point is no line, and its entry in the legend would stand for nothing.
+        if points.len() < 2 {
             continue;
         }
-        let end = run.details.total_epochs as f64;
-        let last = points.last().map_or(0.0, |point| point.0);
-        chart.x_max = chart.x_max.max(last).max(if x == X::Epochs { end } else { last });
+        let size = run.details.data.as_ref().map_or(0, |data| data.num_train);
+        let end = match x {
+            X::Epochs => run.details.total_epochs as f64,
+            X::Images => (run.details.total_epochs * size) as f64 / unit.divisor,
+        };
+        chart.x_max = points.last().map_or(end, |last| end.max(last.0)).max(chart.x_max);
         let is_done = run.run.state == State::Done;
         let style = Style { number: run.number, kind: if is_done { Kind::Plain } else { Kind::Unfinished } };
         let label = if is_done { run.label.clone() } else { unfinished(table, run) };
