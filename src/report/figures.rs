@@ -50,7 +50,7 @@ pub fn training_loss(table: &Table, x: X) -> Option<Figure> {
     let (least, most) = (windows.first()?, windows.last()?);
     let is_smooth = drawn.iter().all(|run| run.details.loss_fine.window * 2 <= run.details.loss.window);
     let with_faint = is_smooth && drawn.len() <= MAX_FAINT;
-    let mut chart = chart("training_loss", "training loss", table, x, &drawn, |details| &details.loss)?;
+    let mut chart = chart(("training_loss", "training loss"), table, x, &drawn, |details| &details.loss)?;
     let mut caption = format!("Training loss (mean cross-entropy of the batch, before the step), {}", one_line(x));
     if *most > 1 {
         let over = if least == most { format!("{most}") } else { format!("{least} to {most}") };
@@ -75,7 +75,7 @@ pub fn training_loss(table: &Table, x: X) -> Option<Figure> {
 /// Test error of a table's runs; `None` when none was evaluated.
 pub fn test_error(table: &Table, x: X) -> Option<Figure> {
     let drawn = drawn(table);
-    let mut chart = chart("test_error", "test error, %", table, x, &drawn, |details| &details.test)?;
+    let mut chart = chart(("test_error", "test error, %"), table, x, &drawn, |details| &details.test)?;
     for line in &mut chart.lines {
         line.points.iter_mut().for_each(|point| point.1 *= 100.0);
     }
@@ -101,8 +101,7 @@ fn drawn(table: &Table) -> Vec<Drawn<'_>> {
 }
 
 fn chart(
-    name: &str,
-    y_label: &str,
+    (name, y_label): (&str, &str),
     table: &Table,
     x: X,
     drawn: &[Drawn<'_>],

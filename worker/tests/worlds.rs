@@ -112,7 +112,8 @@ fn the_course_in_fp64_does_not_depend_on_the_number_of_workers() {
 
 #[test]
 fn variants_of_the_block_do_not_depend_on_the_number_of_workers() {
-    let variants: [(&str, fn(&mut Model)); 4] = [
+    type Change = fn(&mut Model);
+    let variants: [(&str, Change); 4] = [
         ("biases in bf16", |m| (m.conv_bias, m.bn_order) = (true, BnOrder::AfterActivation)),
         ("leaky ReLU, projections", |m| (m.activation, m.shortcut) = (Activation::LeakyRelu, Shortcut::C)),
         ("BN after the addition", |m| (m.bn_position, m.final_relu) = (BnPosition::AfterAdd, false)),
