@@ -36,6 +36,9 @@ pub struct Figure {
     pub difference: Option<String>,
 }
 
+/// In place of a number, when runs have none for different reasons.
+const MIXED: &str = "not finished";
+
 /// In place of a difference between figures that must not be compared.
 pub const OTHER_SCHEDULE: &str = "other schedule";
 
@@ -56,7 +59,7 @@ impl Cells {
         let mut remarks: Vec<String> =
             row.runs.iter().filter_map(|run| Some(format!("seed {}: {}", run.seed, run.remark()?))).collect();
         let status = stats.is_none().then(|| status(row));
-        if row.runs.len() == 1 && status.is_some() {
+        if status.as_deref().is_some_and(|status| status != MIXED) {
             // Said in the cell already.
             remarks.clear();
         }
@@ -112,7 +115,7 @@ fn status(row: &Row) -> String {
     match remarks.as_slice() {
         [] => "not run".to_owned(),
         [remark] => remark.clone(),
-        _ => "not finished".to_owned(),
+        _ => MIXED.to_owned(),
     }
 }
 

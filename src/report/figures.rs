@@ -33,6 +33,16 @@ pub struct Figure {
     pub chart: Chart,
 }
 
+/// What a figure shows.
+struct What {
+    name: &'static str,
+    y_label: &'static str,
+    curve: fn(&Details) -> &Curve,
+}
+
+const LOSS: What = What { name: "training_loss", y_label: "training loss", curve: |details| &details.loss };
+const TEST: What = What { name: "test_error", y_label: "test error, %", curve: |details| &details.test };
+
 /// A run with what it is drawn like.
 struct Drawn<'a> {
     run: &'a Run,
@@ -50,7 +60,7 @@ pub fn training_loss(table: &Table, x: X) -> Option<Figure> {
     let (least, most) = (windows.first()?, windows.last()?);
     let is_smooth = drawn.iter().all(|run| run.details.loss_fine.window * 2 <= run.details.loss.window);
     let with_faint = is_smooth && drawn.len() <= MAX_FAINT;
-    let mut chart = chart(("training_loss", "training loss"), table, x, &drawn, |details| &details.loss)?;
+    let mut chart = chart(&LOSS, table, x, &drawn)?;
     let mut caption = format!("Training loss (mean cross-entropy of the batch, before the step), {}", one_line(x));
     if *most > 1 {
         let over = if least == most { format!("{most}") } else { format!("{least} to {most}") };
@@ -69,18 +79,18 @@ pub fn training_loss(table: &Table, x: X) -> Option<Figure> {
     }
     caption.push('.');
     caption.push_str(&remarks(&chart, &drawn));
-    Some(Figure { name: "training_loss", title: "Training loss", caption, chart })
+    Some(Figure { name: LOSS.name, title: "Training loss", caption, chart })
 }
 
 /// Test error of a table's runs; `None` when none was evaluated.
 pub fn test_error(table: &Table, x: X) -> Option<Figure> {
     let drawn = drawn(table);
-    let mut chart = chart(("test_error", "test error, %"), table, x, &drawn, |details| &details.test)?;
+    let mut chart = chart(&TEST, table, x, &drawn)?;
     for line in &mut chart.lines {
         line.points.iter_mut().for_each(|point| point.1 *= 100.0);
     }
     let caption = format!("Test error at every evaluation, {}.{}", one_line(x), remarks(&chart, &drawn));
-    Some(Figure { name: "test_error", title: "Test error", caption, chart })
+    Some(Figure { name: TEST.name, title: "Test error", caption, chart })
 }
 
 /// Runs that have anything to draw. Rows have a number each; in a table of one row its runs do.
@@ -100,23 +110,17 @@ fn drawn(table: &Table) -> Vec<Drawn<'_>> {
     drawn
 }
 
-fn chart(
-    (name, y_label): (&str, &str),
-    table: &Table,
-    x: X,
-    drawn: &[Drawn<'_>],
-    curve: impl Fn(&Details) -> &Curve,
-) -> Option<Chart> {
+fn chart(what: &What, table: &Table, x: X, drawn: &[Drawn<'_>]) -> Option<Chart> {
     let unit = unit(x, drawn);
     let mut chart = Chart {
-        id: format!("{}-{name}", table.name),
+        id: format!("{}-{}", table.name, what.name),
         x_label: unit.label.to_owned(),
-        y_label: y_label.to_owned(),
+        y_label: what.y_label.to_owned(),
         ..Chart::default()
     };
     let mut labelled = BTreeSet::new();
     for run in drawn {
-        let points = points(curve(run.details), unit);
+        let points = points((what.curve)(run.details), unit);
         // One point is no line, and its entry in the legend would stand for nothing.
         if points.len() < 2 {
             continue;

@@ -173,6 +173,7 @@ fn rows_that_are_not_finished_show_no_number() {
     let cells = super::Cells::of(&tables[0].rows[1]);
     assert_eq!(cells.seeds, "1 of 3");
     assert_eq!(cells.remarks, ["seed 1: step 20 of 32", "seed 2: not run"]);
+    assert_eq!(super::Cells::of(&tables[0].rows[3]).remarks, Vec::<String>::new());
     let report = report(tables);
     for text in [markdown::page(&report), html::page(&report), data::csv(&report).unwrap()] {
         for absent in ["2.17", "0.0217", "1.23", "0.0123"] {
