@@ -42,3 +42,23 @@ pub fn builtin() -> &'static [Builtin] {
         "short",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_of_the_repository_is_embedded_says_what_it_is_and_parses() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/sweeps");
+        let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let mut embedded = builtin().to_vec();
+        embedded.sort_by_key(|sweep| sweep.name);
+        assert_eq!(files.len(), embedded.len());
+        for (file, sweep) in files.iter().zip(embedded) {
+            assert_eq!(file.file_stem().unwrap(), sweep.name);
+            assert!(sweep.toml.starts_with("# "), "{} lacks its header", sweep.name);
+            assert!(sweep.parse().is_ok(), "{}", sweep.name);
+        }
+    }
+}
