@@ -102,3 +102,32 @@ fn a_restart_and_a_rollback_decide_the_same_rates() {
         }
     }
 }
+
+#[test]
+fn after_a_rollback_the_steps_that_were_taken_again_decide() {
+    let low = 3;
+    let history = History {
+        settled: Some((data(), "avx2".into(), Some("canary".into()))),
+        generation: Generation(2),
+        world_size: 1,
+        lineage: Lineage(1),
+        committed: Step(6),
+        spans: vec![(Step(1), Generation(2))],
+        errors: (1..=6).map(|step| (wrong(step, low), 8)).collect(),
+        checkpoints: vec![super::store::stored(2, 2, 1)],
+        ..History::default()
+    };
+    let mut script = Script::resumed(waiting(), history);
+    script.join(&[1]);
+    let open = script.train(&[1]);
+    assert_eq!(open.base.step, Step(2));
+    let mut commits = Vec::new();
+    // Another order of addition, and this time the error stays high.
+    for step in 3..=12 {
+        let mut report = step_report(open.generation, 0, step);
+        report.wrong = 6;
+        committed_rates(&script.hear(1, FromWorker::Reported(report)), &mut commits);
+        script.persist();
+    }
+    assert_eq!(commits, (3..=12).map(|step| (step, LOW)).collect::<Vec<_>>());
+}
