@@ -19,31 +19,21 @@ pub fn split_even(num_chunks: u32, world: u32) -> Vec<u32> {
     (0..world).map(|rank| num_chunks / world + u32::from(rank < num_chunks % world)).collect()
 }
 
-/// One count a rank, proportional to its weight by largest remainders; ties go to the lower rank.
-/// A weight that is zero, negative or not finite gives none; without any usable weight the split is even.
-pub fn split_weighted(num_chunks: u32, weights: &[f64]) -> Vec<u32> {
-    let usable = |weight: f64| if weight.is_finite() && weight > 0.0 { weight } else { 0.0 };
-    let largest = weights.iter().copied().map(usable).fold(0.0, f64::max);
-    if largest == 0.0 {
-        return split_even(num_chunks, weights.len() as u32);
+/// One count a rank such that the rank with the longest work is done as soon as can be: every rank first has a chunk, as
+/// far as there are chunks, then each goes to the rank that would be done with it first; ties go to the lower rank.
+/// `costs` are what a chunk costs each rank, in any unit, 0 counting as 1; nobody has more than `most`, unless all have.
+pub fn split_by_cost(num_chunks: u32, costs: &[u64], most: u32) -> Vec<u32> {
+    let world = costs.len() as u32;
+    if num_chunks < world || u64::from(most) * u64::from(world) < u64::from(num_chunks) {
+        return split_even(num_chunks, world);
     }
-    // Scaled by the largest first, so that no sum overflows.
-    let scaled: Vec<f64> = weights.iter().map(|&weight| usable(weight) / largest).collect();
-    let total: f64 = scaled.iter().sum();
-    let quotas: Vec<f64> = scaled.iter().map(|weight| f64::from(num_chunks) * (weight / total)).collect();
-
-    let mut left = num_chunks;
-    let mut counts = Vec::with_capacity(quotas.len());
-    for quota in &quotas {
-        let count = (quota.floor() as u32).min(left);
-        left -= count;
-        counts.push(count);
-    }
-    let mut ranks: Vec<usize> = (0..quotas.len()).filter(|&rank| scaled[rank] > 0.0).collect();
-    let remainder = |rank: usize| quotas[rank] - quotas[rank].floor();
-    ranks.sort_by(|&a, &b| remainder(b).total_cmp(&remainder(a)).then(a.cmp(&b)));
-    for &rank in ranks.iter().cycle().take(left as usize) {
-        counts[rank] += 1;
+    let mut counts = vec![1; costs.len()];
+    for _ in world..num_chunks {
+        let done = |rank: &usize| u128::from(costs[*rank].max(1)) * u128::from(counts[*rank] + 1);
+        let first = (0..costs.len()).filter(|rank| counts[*rank] < most.max(1)).min_by_key(done);
+        if let Some(rank) = first {
+            counts[rank] += 1;
+        }
     }
     counts
 }
@@ -114,34 +104,38 @@ mod tests {
         }
 
         #[test]
-        fn a_weighted_split_tiles_the_batch(
+        fn a_split_by_cost_tiles_the_batch_and_leaves_nobody_idle(
             len in 0u64..5_000,
             chunk in 1u32..70,
-            weights in proptest::collection::vec(
-                prop_oneof![Just(0.0), 0.0..10.0, Just(1e300), Just(1e-300), Just(f64::NAN), Just(-1.0), Just(f64::INFINITY)],
-                1..20,
-            ),
+            costs in proptest::collection::vec(prop_oneof![Just(0), Just(u64::MAX), 1u64..1_000_000], 1..20),
+            most in prop_oneof![Just(u32::MAX), 0u32..50],
         ) {
             let chunks = num_chunks(len, chunk);
-            let counts = split_weighted(chunks, &weights);
-            prop_assert_eq!(counts.len(), weights.len());
+            let counts = split_by_cost(chunks, &costs, most);
+            prop_assert_eq!(counts.len(), costs.len());
             tiles(SampleRange { start: 0, len }, chunk, &counts);
-            if weights.iter().any(|&weight| weight > 0.0 && weight.is_finite()) {
-                for (count, weight) in counts.iter().zip(&weights) {
-                    prop_assert!(*weight > 0.0 && weight.is_finite() || *count == 0, "{:?} {:?}", counts, weights);
-                }
+            prop_assert!(counts.iter().all(|count| *count > 0) || chunks < costs.len() as u32);
+            if u64::from(most) * costs.len() as u64 >= u64::from(chunks) && chunks >= costs.len() as u32 {
+                prop_assert!(counts.iter().all(|count| *count <= most.max(1)), "{counts:?} of at most {most}");
             }
         }
 
         #[test]
-        fn a_weighted_split_is_within_one_of_its_quota(
-            chunks in 0u32..10_000,
-            weights in proptest::collection::vec(0.1f64..10.0, 1..20),
+        fn no_single_chunk_moved_makes_a_split_by_cost_shorter(
+            extra in 0u32..200,
+            costs in proptest::collection::vec(1u64..1_000, 2..10),
         ) {
-            let total: f64 = weights.iter().sum();
-            for (count, weight) in split_weighted(chunks, &weights).into_iter().zip(&weights) {
-                let quota = f64::from(chunks) * weight / total;
-                prop_assert!((f64::from(count) - quota).abs() < 1.0 + 1e-6, "{} for a quota of {}", count, quota);
+            let counts = split_by_cost(costs.len() as u32 + extra, &costs, u32::MAX);
+            let longest = |counts: &[u32]| counts.iter().zip(&costs).map(|(n, cost)| u64::from(*n) * cost).max();
+            for from in 0..costs.len() {
+                for to in 0..costs.len() {
+                    let mut moved = counts.clone();
+                    if from != to && moved[from] > 1 {
+                        moved[from] -= 1;
+                        moved[to] += 1;
+                        prop_assert!(longest(&moved) >= longest(&counts), "{counts:?} {moved:?} {costs:?}");
+                    }
+                }
             }
         }
     }
@@ -159,19 +153,18 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_shares() {
-        assert_eq!(split_weighted(8, &[1.0, 3.0]), [2, 6]);
-        assert_eq!(split_weighted(8, &[1.0, 0.0, 1.0]), [4, 0, 4]);
-        assert_eq!(split_weighted(8, &[1.0, 1.0, 1.0]), [3, 3, 2], "ties go to the lower rank");
-        assert_eq!(split_weighted(8, &[0.0, f64::NAN]), [4, 4], "no usable weight: even");
-        assert!(split_weighted(8, &[]).is_empty());
+    fn whoever_is_three_times_slower_has_a_third() {
+        assert_eq!(split_by_cost(8, &[10, 30], u32::MAX), [6, 2]);
+        assert_eq!(split_by_cost(8, &[10, 30], 5), [5, 3], "what the first cannot hold");
+        assert_eq!(split_by_cost(8, &[10, 30], 3), [4, 4], "nobody could hold it: even");
+        assert_eq!(split_by_cost(2, &[1, 1, 100], u32::MAX), [1, 1, 0], "too few for all: even");
     }
 
     #[test]
-    fn equal_weights_are_an_even_split() {
+    fn equal_costs_are_an_even_split() {
         for chunks in 0..50 {
             for world in 1..9 {
-                assert_eq!(split_weighted(chunks, &vec![2.5; world as usize]), split_even(chunks, world));
+                assert_eq!(split_by_cost(chunks, &vec![7; world as usize], u32::MAX), split_even(chunks, world));
             }
         }
     }

@@ -6,7 +6,7 @@ use lockstep_proto::ids::{Epoch, SampleRange, Step};
 use lockstep_proto::order::SampleOrder;
 use lockstep_proto::plan::{Boundary, Course};
 use lockstep_proto::recipe::{Recipe, Sampling};
-use lockstep_proto::split::{num_chunks, ranges, shard_positions, split_even, split_weighted};
+use lockstep_proto::split::{num_chunks, ranges, shard_positions, split_by_cost, split_even};
 use proptest::prelude::*;
 
 fn course(num_train: u64, change: impl FnOnce(&mut Recipe)) -> Course {
@@ -143,7 +143,7 @@ proptest! {
         batch in 1u64..200,
         chunk in 1u32..40,
         world in 1u32..12,
-        weights in proptest::option::of(proptest::collection::vec(0.0f64..3.0, 12)),
+        costs in proptest::option::of(proptest::collection::vec(0u64..3_000, 12)),
         seed: u64,
     ) {
         let chunk = chunk.min(batch as u32);
@@ -154,8 +154,8 @@ proptest! {
             let at = course.at(step);
             prop_assert_eq!(at.epoch, Epoch(2));
             let chunks = num_chunks(at.batch.len, chunk);
-            let counts = match &weights {
-                Some(weights) => split_weighted(chunks, &weights[..world as usize]),
+            let counts = match &costs {
+                Some(costs) => split_by_cost(chunks, &costs[..world as usize], u32::MAX),
                 None => split_even(chunks, world),
             };
             for chunks in ranges(&counts) {
