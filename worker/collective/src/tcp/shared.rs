@@ -19,7 +19,7 @@ const LAST_WORD: Duration = Duration::from_millis(100);
 pub(crate) struct Shared {
     pub(crate) generation: Generation,
     pub(crate) rank: usize,
-    /// Of every operation.
+    /// Of every operation, from the last byte that moved.
     pub(crate) deadline: Duration,
     /// Data connections, by lane and rank; none with itself.
     pub(crate) sockets: [Vec<Option<TcpStream>>; 2],
