@@ -10,10 +10,12 @@
 //!   Synced ──────────────────────────────►  state hash after the broadcast
 //!   ◄──────────────────────────────── Plan   a window ahead
 //!   Reported, Evaluated, CheckpointSaved ─►
+//!   Progress ────────────────────────────►  every second: it lives, and its ranks get on
 //!   ◄─────────────────────────── Committed
 //!   Complained ──────────────────────────►  a collective failed
 //!   ◄─────────────────────────────── Close   abort, then say what you hold
 //!   Halted ──────────────────────────────►
+//!   Leaving ─────────────────────────────►  a signal: may it go?
 //!   ◄───────────────────────── Drain | Finish
 //!   Left ────────────────────────────────►
 //! ```
@@ -23,7 +25,7 @@ use crate::exit::ExitCode;
 use crate::ids::{Epoch, Generation, Lineage, Rank, SampleRange, StateId, Step, WorkerId};
 
 /// Raised with every incompatible change of the wire contract.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// A sha256, as lower-case hex.
 pub type Sha256 = String;
@@ -47,6 +49,13 @@ pub enum FromWorker {
     Complained(Complaint),
     /// The answer to `Close`: communicators aborted, this is what the worker's ranks hold.
     Halted(Halted),
+    /// Every second or so, from `Ready` on: the process lives, and this is how far its ranks are.
+    Progress(Progress),
+    /// It was asked to go, and goes once it is told to: `Drain` where the run continues without it, `Finish` once the
+    /// state is saved where it does not.
+    Leaving(Leaving),
+    /// The checkpoint that this leader was to start from does not load.
+    CheckpointBad(CheckpointBad),
     /// The last message of a stream: the worker goes, and why.
     Left(Left),
 }
@@ -339,6 +348,45 @@ pub struct Halted {
     pub generation: Generation,
     /// What the worker's ranks hold: the least of them. `None` before any state.
     pub state: Option<StateId>,
+}
+
+/// Signs of life. Only what computation itself counts says that a rank gets on: a message alone says no more than that
+/// the process is not stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Of which generation; 0 for none.
+    pub generation: Generation,
+    /// Those of this worker.
+    pub ranks: Vec<RankProgress>,
+}
+
+/// How far one rank is within what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankProgress {
+    /// Whose.
+    pub rank: Rank,
+    /// Grows with every piece of work: a chunk through a segment, a collective. Its size means nothing.
+    pub beats: u64,
+    /// It waits in a collective, or for its disk: if it does not get on, that is not its own fault.
+    pub is_waiting: bool,
+}
+
+/// A worker was asked to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// By what.
+    pub reason: String,
+}
+
+/// A checkpoint is damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointBad {
+    /// Of which generation.
+    pub generation: Generation,
+    /// `step-N`.
+    pub dir: String,
+    /// File, and what is wrong with it.
+    pub reason: String,
 }
 
 /// A worker goes.

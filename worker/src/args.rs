@@ -14,6 +14,9 @@ use crate::exit::Exit;
 use crate::isa;
 use crate::session::Config;
 
+/// How long replicas may take to halt.
+const HALT: Duration = Duration::from_secs(60);
+
 /// The part of Lockstep that computes.
 ///
 /// `lockstep worker|eval|export|bench` run this program; most people never call it by name.
@@ -208,6 +211,7 @@ impl WorkerArgs {
             advertise,
             isa: isa::best()?.to_owned(),
             patience: Duration::from_secs_f64(self.connect_timeout_s),
+            halt: HALT,
             fault_canary: std::env::var_os("LOCKSTEP_FAULT_CANARY").is_some_and(|value| !value.is_empty()),
         })
     }

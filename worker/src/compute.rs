@@ -9,6 +9,7 @@ use lockstep_proto::ids::{Generation, StateId, Step};
 use lockstep_proto::message::{Sha256, StepPlan, StepTimes};
 
 use crate::exit::Exit;
+use crate::pulse::Pulse;
 
 /// One tensor by name: little endian, logical (NCHW) order.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +69,14 @@ pub enum ComputeError {
     /// A collective failed: the generation is over, the replica is not.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// The checkpoint that this rank was to start from does not load: the generation is over, the replica is not.
+    #[error("checkpoint {dir}: {reason}")]
+    BadCheckpoint {
+        /// `step-N`.
+        dir: String,
+        /// File, and what is wrong with it.
+        reason: String,
+    },
     /// The process cannot go on.
     #[error(transparent)]
     Fatal(#[from] Exit),
@@ -82,6 +91,9 @@ impl ComputeError {
 
 /// A replica's state and what can be done to it. Lives in one thread.
 pub trait Compute {
+    /// From now on what gets done is counted here.
+    fn watch(&mut self, _pulse: Arc<Pulse>) {}
+
     /// Hash of the gradient of one fixed chunk. Leaves the state untouched.
     ///
     /// # Errors

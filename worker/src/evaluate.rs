@@ -18,6 +18,7 @@ use crate::compute::EvalOutcome;
 use crate::exec::{Chunk, Counts, Forward, LocalTree, Statistics, cross_entropy, forward, running_update};
 use crate::number::Number;
 use crate::program::{Op, Program};
+use crate::pulse::Pulse;
 use crate::state::{Running, State};
 use crate::step::{StepError, Stepper};
 
@@ -48,13 +49,13 @@ impl<A: Number> Stepper<A> {
         let mut sums: Vec<Vec<f64>> = Vec::new();
         for group in ranges.chunks(rayon::current_num_threads().max(1)) {
             self.make_room(state, group.len())?;
-            let (program, loader, image) = (&self.program, &self.loader, self.image());
+            let (program, loader, image, pulse) = (&self.program, &self.loader, self.image(), &self.pulse);
             let run = |(chunk, range): (&mut Chunk<A>, &SampleRange)| {
                 chunk.images.resize(range.len as usize * image.iter().product::<usize>(), 0.0);
                 chunk.labels.resize(range.len as usize, 0);
                 loader.load_test(*range, &mut chunk.images, &mut chunk.labels);
                 chunk.take_images(image)?;
-                let counts = infer(program, chunk, &layers)?;
+                let counts = infer(program, chunk, &layers, pulse)?;
                 chunk.clear();
                 Ok(vec![counts.loss, counts.wrong as f64, counts.wrong_top5 as f64])
             };
@@ -102,8 +103,14 @@ impl<A: Number> Stepper<A> {
 }
 
 /// The whole program on one chunk, with fixed statistics.
-fn infer<A: Number>(program: &Program, chunk: &mut Chunk<A>, layers: &[Forward<A>]) -> Result<Counts, TorchError> {
+fn infer<A: Number>(
+    program: &Program,
+    chunk: &mut Chunk<A>,
+    layers: &[Forward<A>],
+    pulse: &Pulse,
+) -> Result<Counts, TorchError> {
     for op in &program.ops {
+        pulse.beat();
         match op {
             Op::Norm { norm, .. } => chunk.apply(op, &layers[norm.0])?,
             _ => chunk.run(op)?,

@@ -100,6 +100,6 @@ pub(crate) fn recipe(checkpoint: &Path, given: Option<&str>) -> Result<Recipe, E
 pub(crate) fn plain(error: ComputeError) -> Exit {
     match error {
         ComputeError::Fatal(exit) => exit,
-        ComputeError::Collective(error) => Exit::new(ExitCode::Software, error.to_string()),
+        error => Exit::new(ExitCode::Software, error.to_string()),
     }
 }

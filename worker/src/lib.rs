@@ -40,6 +40,7 @@ pub mod model;
 mod number;
 mod optim;
 pub mod program;
+pub mod pulse;
 mod shard;
 pub mod state;
 pub mod step;

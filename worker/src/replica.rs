@@ -14,7 +14,9 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_collective::{Collective, Listener, Solo, TcpMesh};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, Rank, StateId, Step, WorkerId};
-use lockstep_proto::message::{Complaint, EvalReport, FromWorker, Open, PlanItem, Sha256, StepPlan, StepReport};
+use lockstep_proto::message::{
+    CheckpointBad, Complaint, EvalReport, FromWorker, Open, PlanItem, Sha256, StepPlan, StepReport,
+};
 use lockstep_proto::plan::Course;
 use lockstep_proto::recipe::{Recipe, Reduction};
 use tokio::sync::mpsc::UnboundedSender;
@@ -24,6 +26,7 @@ use crate::checkpoint::{Place, Snapshot, Writer};
 use crate::compute::{Compute, ComputeError};
 use crate::exit::Exit;
 use crate::gate::Gate;
+use crate::pulse::{Pulse, Watched};
 use crate::sync::{rank_of, sync};
 
 /// A generation, as all replicas of a process see it.
@@ -111,6 +114,7 @@ pub struct Handle {
     /// In order.
     commands: Sender<Command>,
     abort: Arc<AbortSlot>,
+    pulse: Arc<Pulse>,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -129,19 +133,23 @@ impl Handle {
         let listener = Arc::new(listener);
         let abort = Arc::new(AbortSlot::new(Arc::clone(&listener)));
         let slot = Arc::clone(&abort);
+        let pulse = Arc::new(Pulse::default());
+        let counted = Arc::clone(&pulse);
         let thread = std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || {
             let events = shared.events.clone();
-            let result = build()
-                .and_then(|compute| Replica { index, listener, shared, abort: slot, compute, world: None }.run(&queue));
+            let result = build().and_then(|mut compute| {
+                compute.watch(Arc::clone(&counted));
+                Replica { index, listener, shared, abort: slot, pulse: counted, compute, world: None }.run(&queue)
+            });
             if let Err(error) = result {
                 let exit = match error {
                     ComputeError::Fatal(exit) => exit,
-                    ComputeError::Collective(error) => Exit::new(ExitCode::Software, error.to_string()),
+                    error => Exit::new(ExitCode::Software, error.to_string()),
                 };
                 let _ = events.send(Event::Failed(exit));
             }
         })?;
-        Ok(Self { commands, abort, thread })
+        Ok(Self { commands, abort, pulse, thread })
     }
 
     /// Queues a command. A replica that has failed takes none; its failure is on its way as an event.
@@ -152,6 +160,11 @@ impl Handle {
     /// Aborts what the replica is blocked in, if it belongs to `generation` or one before.
     pub fn abort(&self, generation: Generation) {
         self.abort.close(generation);
+    }
+
+    /// What it got done so far, and whether it waits for others.
+    pub fn pulse(&self) -> (u64, bool) {
+        self.pulse.read()
     }
 
     /// Ends the thread after what it has in hand, and waits for it.
@@ -167,6 +180,7 @@ struct Replica {
     listener: Arc<Listener>,
     shared: Arc<Shared>,
     abort: Arc<AbortSlot>,
+    pulse: Arc<Pulse>,
     compute: Box<dyn Compute>,
     /// `None` between generations, and after a failure within one.
     world: Option<World>,
@@ -222,6 +236,7 @@ impl Replica {
             return Err(ComputeError::fatal(ExitCode::Software, reason));
         };
         let result = self.connect(open, rank).and_then(|collective| {
+            let collective: Arc<dyn Collective> = Arc::new(Watched::new(collective, Arc::clone(&self.pulse)));
             self.abort.install(open.generation, Arc::clone(&collective));
             let hash = sync(&mut *self.compute, &*collective, open, &self.shared.place)?;
             self.compute.join(collective);
@@ -309,7 +324,7 @@ impl Replica {
         let course = &self.shared.course;
         let next_position = if step.0 < course.total_steps() { course.at(step.next()).batch.start } else { 0 };
         let lr = self.world.as_ref().and_then(|world| world.lr).map(|lr| ("lr".to_owned(), lr));
-        self.shared.writer.save(Snapshot {
+        let snapshot = Snapshot {
             id,
             generation: open.generation,
             epoch,
@@ -320,7 +335,8 @@ impl Replica {
             state_sha256: self.compute.sha256(),
             model,
             optimizer,
-        });
+        };
+        self.pulse.wait(|| self.shared.writer.save(snapshot));
         Ok(())
     }
 
@@ -329,6 +345,16 @@ impl Replica {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(ComputeError::Fatal(exit)) => Err(exit.into()),
+            Err(ComputeError::BadCheckpoint { dir, reason }) => {
+                let world = self.world.take();
+                self.leave();
+                tracing::warn!("checkpoint {dir} does not load: {reason}");
+                if let Some(World { opening, .. }) = world {
+                    let generation = opening.open.generation;
+                    self.say(Event::Message(FromWorker::CheckpointBad(CheckpointBad { generation, dir, reason })));
+                }
+                Ok(None)
+            }
             Err(ComputeError::Collective(error)) => {
                 let world = self.world.take();
                 self.leave();

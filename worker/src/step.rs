@@ -22,6 +22,7 @@ use crate::exec::{
 use crate::number::Number;
 use crate::optim::{Optimizer, Pace};
 use crate::program::{FlatLayout, NormId, Op, Param, ParamId, Program, Segment};
+use crate::pulse::Pulse;
 use crate::shard::Shard;
 use crate::state::{State, view_of};
 
@@ -69,6 +70,8 @@ pub struct Stepper<A> {
     reducer: Reducer<A>,
     buckets: Buckets<A>,
     shard: Option<Shard>,
+    /// Counts chunks.
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// Numbers of one norm layer between forward and backward.
@@ -125,6 +128,7 @@ impl<A: Number> Stepper<A> {
             collective,
             buckets: Buckets::new(&program, &layout, recipe.train.bucket_bytes),
             shard: None,
+            pulse: Arc::default(),
             program: Arc::new(program),
             layout: Arc::new(layout),
             loader,
@@ -268,6 +272,7 @@ impl<A: Number> Stepper<A> {
             let entered = segment.enters.and_then(|op| self.program.norm_at(op)).and_then(|n| layers[n.0].as_ref());
             self.chunks.par_iter_mut().with_max_len(1).enumerate().try_for_each(|(i, chunk)| {
                 let coefficients = entered.and_then(|layer| layer.forward.get(i).or(layer.forward.first()));
+                self.pulse.beat();
                 chunk.forward(segment, coefficients)
             })?;
             let Some(norm) = segment.meets.and_then(|op| self.program.norm_at(op)) else { continue };
@@ -345,6 +350,7 @@ impl<A: Number> Stepper<A> {
             let entered = segment.enters.and_then(|op| self.program.norm_at(op));
             let layer = entered.and_then(|norm| layers[norm.0].as_ref());
             self.chunks.par_iter_mut().with_max_len(1).enumerate().try_for_each(|(i, chunk)| {
+                self.pulse.beat();
                 let coefficients = met.get(i).or(met.first());
                 let statistics = layer.and_then(|l| l.statistics.get(i).or(l.statistics.first()));
                 let forward = layer.and_then(|l| l.forward.get(i).or(l.forward.first()));

@@ -68,28 +68,35 @@ fn obtain(compute: &mut dyn Compute, open: &Open, place: &Place) -> Result<(), C
             return Err(ComputeError::fatal(ExitCode::Software, reason));
         }
         Source::Checkpoint { dir } => {
-            let loaded = load(place, dir).map_err(Exit::from)?;
+            let loaded = load(place, dir).map_err(|error| damaged(dir, error))?;
             if loaded.manifest.state() != open.base {
                 let reason = format!(
-                    "checkpoint {dir} holds {}, but the run goes on from {}; the run directory was changed by hand",
+                    "it holds {}, but the run goes on from {}; the run directory was changed by hand",
                     loaded.manifest.state(),
                     open.base
                 );
-                return Err(ComputeError::fatal(ExitCode::Data, reason));
+                return Err(ComputeError::BadCheckpoint { dir: dir.clone(), reason });
             }
             compute.load(&loaded.model, &loaded.optimizer)?;
             let found = compute.sha256();
             if found != loaded.manifest.state_sha256 {
-                let reason = format!(
-                    "checkpoint {dir}: the state hashes to {found}, its manifest says {}; use another checkpoint",
-                    loaded.manifest.state_sha256
-                );
-                return Err(ComputeError::fatal(ExitCode::Data, reason));
+                let reason = format!("the state hashes to {found}, its manifest says {}", loaded.manifest.state_sha256);
+                return Err(ComputeError::BadCheckpoint { dir: dir.clone(), reason });
             }
         }
     }
     compute.set_id(Some(open.base));
     Ok(())
+}
+
+/// What is wrong with the files is no reason to give up: there are older ones. A coordinator that does not answer is.
+fn damaged(dir: &str, error: CheckpointError) -> ComputeError {
+    match error.exit_code() {
+        ExitCode::Data | ExitCode::NoInput => {
+            ComputeError::BadCheckpoint { dir: dir.to_owned(), reason: error.to_string() }
+        }
+        _ => Exit::from(error).into(),
+    }
 }
 
 /// Reads a checkpoint of the run: from the run directory, or through the coordinator.

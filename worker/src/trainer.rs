@@ -16,6 +16,7 @@ use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
 use crate::model;
 use crate::number::Number;
 use crate::program::{FlatLayout, ParamId};
+use crate::pulse::Pulse;
 use crate::state::{State, StateError, hex, view_of};
 use crate::step::{StepError, Stepper};
 
@@ -121,6 +122,10 @@ fn sure<T>(result: Result<T, TorchError>) -> T {
 }
 
 impl<A: Number> Compute for Trainer<A> {
+    fn watch(&mut self, pulse: Arc<Pulse>) {
+        self.stepper.pulse = pulse;
+    }
+
     /// A step from a state of its own on the first chunk of epoch 1, alone; seed and data are the run's.
     fn canary(&mut self) -> Result<Sha256, ComputeError> {
         let kept = (self.to_bytes(), self.state.id);

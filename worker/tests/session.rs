@@ -3,12 +3,14 @@
 
 mod support;
 
+use std::time::Duration;
+
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, Rank, Step};
-use lockstep_proto::message::{Drain, Finish, FromWorker, Left, PlanItem, Refused, Source, ToWorker};
+use lockstep_proto::message::{Drain, Finish, FromWorker, Left, PlanItem, Progress, Refused, Source, ToWorker};
 use lockstep_proto::transfer::UploadPart;
 use lockstep_worker::checkpoint;
-use lockstep_worker::session::Signal;
+use lockstep_worker::session::{Config, Signal};
 use support::*;
 
 fn committed(generation: u64, step: u64) -> ToWorker {
@@ -59,11 +61,12 @@ async fn a_run_from_hello_to_finish() {
 }
 
 #[tokio::test]
-async fn a_signal_finishes_the_step_in_hand_and_leaves_with_75() {
+async fn a_signal_asks_to_go_and_once_allowed_leaves_after_the_step_in_hand_with_75() {
     let run_dir = run_dir();
     let mut fake = Fake::start().await;
     let mut worker = Worker::start(fake.config("w", 1));
     let release = worker.steps.hold(2);
+    let hold = worker.steps.hold(4);
     let mut stream = fake.stream().await;
     let (_, ready) = stream.welcome(run_dir.path()).await;
     stream.say(open(1, base(0, 0), Source::Init, "w", &ready.addresses)).await;
@@ -73,16 +76,27 @@ async fn a_signal_finishes_the_step_in_hand_and_leaves_with_75() {
     worker.begins(1).await;
     worker.begins(2).await;
     worker.signals.send(Signal("SIGTERM")).await.unwrap();
-    worker.signals.reserve_many(8).await.unwrap(); // the session has taken the signal
+    assert_eq!(stream.leaving().await.reason, "SIGTERM");
+    // It goes on until it may go.
     release.send(()).unwrap();
-    assert_eq!(reported(stream.next().await).step, Step(2));
-    match stream.next().await {
-        Some(FromWorker::Left(left)) => {
-            assert_eq!(left.code, ExitCode::TempFail);
-            assert!(left.reason.contains("SIGTERM"), "{left:?}");
-        }
-        other => panic!("{other:?}"),
+    for k in [2, 3] {
+        assert_eq!(reported(stream.next().await).step, Step(k));
+        worker.begins(k + 1).await;
     }
+    stream.say(ToWorker::Drain(Drain { reason: "you may".into() })).await;
+    let left = loop {
+        // Step 4 is in hand; whether the word comes before the next begins is a race.
+        tokio::select! {
+            message = stream.next() => match message {
+                Some(FromWorker::Reported(report)) => assert!(report.step >= Step(4)),
+                Some(FromWorker::Left(left)) => break left,
+                other => panic!("{other:?}"),
+            },
+            () = tokio::task::yield_now() => { let _ = hold.send(()); }
+        }
+    };
+    assert_eq!(left.code, ExitCode::TempFail);
+    assert!(left.reason.contains("SIGTERM"), "{left:?}");
     drop(stream);
     assert_eq!(worker.end().await.code, ExitCode::TempFail);
 }
@@ -251,7 +265,7 @@ async fn a_checkpoint_that_cannot_be_written_ends_the_worker_with_73() {
 }
 
 #[tokio::test]
-async fn a_damaged_checkpoint_ends_the_leader_with_65_and_names_the_file() {
+async fn a_damaged_checkpoint_is_reported_with_its_file_and_the_process_stays() {
     let run_dir = run_dir();
     let mut fake = Fake::start().await;
     let worker = Worker::start(fake.config("w", 1));
@@ -267,9 +281,20 @@ async fn a_damaged_checkpoint_ends_the_leader_with_65_and_names_the_file() {
     std::fs::write(&file, bytes).unwrap();
     let source = Source::Checkpoint { dir: "step-0".into() };
     stream.say(open(2, base(0, 0), source, "w", &ready.addresses)).await;
-    let exit = worker.end().await;
-    assert_eq!(exit.code, ExitCode::Data);
-    assert!(exit.reason.contains("model.safetensors"), "{exit}");
+    match stream.next().await {
+        Some(FromWorker::CheckpointBad(bad)) => {
+            assert_eq!((bad.generation, bad.dir.as_str()), (Generation(2), "step-0"));
+            assert!(bad.reason.contains("model.safetensors"), "{}", bad.reason);
+        }
+        other => panic!("{other:?}"),
+    }
+    stream.say(close(2)).await;
+    assert_eq!(stream.next().await, halted(2, Some(base(0, 0))));
+    stream.say(open(3, base(0, 0), Source::Held, "w", &ready.addresses)).await;
+    assert_eq!(stream.next().await, synced(3, hash_after(0, 1)));
+    stream.say(ToWorker::Finish(Finish { code: ExitCode::Done, reason: "enough".into() })).await;
+    drop(stream);
+    assert_eq!(worker.end().await.code, ExitCode::Done);
 }
 
 #[tokio::test]
@@ -308,4 +333,52 @@ async fn missing_data_is_told_before_leaving() {
     }
     drop(stream);
     assert_eq!(worker.end().await.code, ExitCode::NoInput);
+}
+
+#[tokio::test]
+async fn signs_of_life_count_what_replicas_do() {
+    let run_dir = run_dir();
+    let mut fake = Fake::start().await;
+    let mut worker = Worker::start(fake.config("w", 2));
+    let release = worker.steps.hold(2);
+    let mut stream = fake.stream().await;
+    let (_, ready) = stream.welcome(run_dir.path()).await;
+    stream.say(open(1, base(0, 0), Source::Init, "w", &ready.addresses)).await;
+    stream.say(plan(1, [step(1), step(2), step(3)])).await;
+    let mut progress = async |is_wanted: &dyn Fn(&Progress) -> bool| loop {
+        match stream.next_of_any_kind().await {
+            Some(FromWorker::Progress(progress)) if is_wanted(&progress) => return progress,
+            Some(_) => {}
+            None => panic!("it hung up"),
+        }
+    };
+    for k in [1, 1, 2, 2] {
+        worker.begins(k).await;
+    }
+    // One replica is held before its collective, so the other waits for it: which is which can be told.
+    let waits = |progress: &Progress| progress.ranks.iter().filter(|rank| rank.is_waiting).count() == 1;
+    let held = progress(&waits).await;
+    assert_eq!((held.generation, held.ranks.len()), (Generation(1), 2));
+    let still = progress(&|_| true).await;
+    assert_eq!(still, held, "nobody gets on");
+    release.send(()).unwrap();
+    let after = progress(&|progress| progress.ranks.iter().all(|rank| !rank.is_waiting)).await;
+    assert!(after.ranks.iter().zip(&held.ranks).all(|(after, held)| after.beats > held.beats), "{after:?} {held:?}");
+}
+
+#[tokio::test]
+async fn a_replica_that_hangs_ends_its_process_when_it_was_told_to_halt() {
+    let run_dir = run_dir();
+    let mut fake = Fake::start().await;
+    let mut worker = Worker::start(Config { halt: Duration::from_millis(600), ..fake.config("w", 1) });
+    let _hung = worker.steps.hold(1);
+    let mut stream = fake.stream().await;
+    let (_, ready) = stream.welcome(run_dir.path()).await;
+    stream.say(open(1, base(0, 0), Source::Init, "w", &ready.addresses)).await;
+    stream.say(plan(1, [step(1)])).await;
+    worker.begins(1).await;
+    stream.say(close(1)).await;
+    let exit = worker.end().await;
+    assert_eq!(exit.code, ExitCode::Software);
+    assert!(exit.reason.contains("replica 0 did not stop within 0.6 s"), "{exit}");
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{StateId, Step};
-use lockstep_proto::message::{CheckpointSaved, Sha256};
+use lockstep_proto::message::{CheckpointBad, CheckpointSaved, Sha256};
 use serde_json::json;
 
 use super::effect::{Effect, History, Record, StoredCheckpoint};
@@ -147,9 +147,12 @@ impl Engine {
     pub(super) fn file_checkpoints(&mut self) {
         let Some(course) = &self.course else { return };
         let committed = self.ledger.committed();
+        let is_stopping = self.stop.is_some(); // then it is evaluated on resume
         let waits = |saved: &CheckpointSaved| {
             saved.state.step > committed
-                || self.ledger.evaluation_due(course, saved.state.step).is_some() && saved.state.step == committed
+                || !is_stopping
+                    && self.ledger.evaluation_due(course, saved.state.step).is_some()
+                    && saved.state.step == committed
         };
         if !matches!(self.phase, Phase::Training) {
             return;
@@ -187,6 +190,21 @@ impl Engine {
         let record = Record::CheckpointSaved { state, epoch, dir: dir.clone(), bytes, best };
         let seq = self.persist(record);
         self.shelf.put(StoredCheckpoint { state, epoch, dir, best }, seq);
+    }
+
+    /// A leader could not start from it: the one before is taken. Nothing is deleted, for it may be that worker's disk.
+    pub(super) fn on_checkpoint_bad(&mut self, stream: StreamId, bad: CheckpointBad) {
+        let (Phase::Opening, Some(world)) = (self.phase, &self.world) else { return };
+        if bad.generation != world.generation
+            || !world.starts_from(&bad.dir)
+            || world.owner(world.leader) != Some(stream)
+        {
+            return; // fenced
+        }
+        let worker = self.roster.get(stream).map(|peer| peer.worker().clone());
+        self.shelf.stored.retain(|(checkpoint, _)| checkpoint.dir != bad.dir);
+        self.note("checkpoint_bad", worker, json!({ "dir": bad.dir, "reason": bad.reason }));
+        self.close(&format!("checkpoint {} does not load: {}", bad.dir, bad.reason), true);
     }
 
     pub(super) fn retire_checkpoints(&mut self) {

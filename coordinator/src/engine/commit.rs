@@ -41,7 +41,7 @@ impl Engine {
         }
         if let Some(progress) = world.progress.get_mut(rank.0 as usize) {
             progress.step = progress.step.max(step);
-            progress.since = self.now;
+            progress.since = progress.since.max(self.now);
         }
         let slowest = world
             .owners
@@ -125,7 +125,7 @@ impl Engine {
         let reports = self.reports.take_step(step);
         let (Some(course), Some(first)) = (&self.course, reports.first()) else { return false };
         let chunk = self.config.recipe.train.chunk;
-        let plan = step_plan(course, chunk, step, self.reports.world_size());
+        let plan = step_plan(course, chunk, step, self.reports.splits());
         let ends_epoch = course.at(step).ends_epoch || step.0 == course.total_steps();
         let is_evaluated = evaluation_after(course, step).is_some();
         let at = format!("step {step} (epoch {}, positions {})", plan.epoch, plan.batch);
@@ -170,6 +170,7 @@ impl Engine {
         self.num_fruitless = 0;
         if let Some(world) = &mut self.world {
             world.has_committed = true;
+            world.speeds.add(&plan.shards, &reports);
             if let Some(since) = world.saves.get_mut(&step) {
                 *since = self.now;
             }

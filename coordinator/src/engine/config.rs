@@ -36,7 +36,20 @@ impl EngineConfig {
         seconds(self.recipe.elastic.join_timeout_s)
     }
 
-    /// Between two signs of life of a rank that has work.
+    /// Between two signs of life.
+    pub(super) fn stall_timeout(&self) -> Duration {
+        seconds(self.recipe.elastic.stall_timeout_s)
+    }
+
+    /// The most chunks of a batch that a rank takes; `u32::MAX`: any.
+    pub(super) fn most_chunks(&self) -> u32 {
+        match self.recipe.elastic.max_shard {
+            0 => u32::MAX,
+            samples => u32::try_from(samples / u64::from(self.recipe.train.chunk.max(1))).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// For a rank that waits for others.
     pub(super) fn step_timeout(&self) -> Duration {
         seconds(self.recipe.elastic.step_timeout_s)
     }

@@ -6,6 +6,7 @@ use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Rank, Step};
 
 use super::config::{HALT_TIMEOUT, STORE_TIMEOUT};
+use super::event::StreamId;
 use super::members::Standing;
 use super::{Engine, Phase};
 
@@ -22,6 +23,8 @@ pub(super) enum Wait {
     Sync,
     /// A rank is to report.
     Rank(Rank),
+    /// A worker is to show that it lives.
+    Sign(StreamId),
     /// A checkpoint is to be written.
     Save(Step),
     /// Workers are to answer `Close`.
@@ -38,6 +41,8 @@ impl Engine {
         if let Some(since) = self.outbox.waiting_since() {
             waits.push((since.saturating_add(STORE_TIMEOUT), Wait::Store));
         }
+        // Before the ranks': who is silent is not called hung.
+        waits.extend(self.silences());
         let slow = self.config.slow_timeout();
         match (self.phase, &self.world) {
             (Phase::Gathering { hold: Some(hold), .. }, _) => waits.push((hold, Wait::News)),
@@ -47,12 +52,10 @@ impl Engine {
                 waits.extend(world.sent.map(|sent| (sent.saturating_add(slow), Wait::Sync)))
             }
             (Phase::Training, Some(world)) => {
-                let patience = if world.has_committed { self.config.step_timeout() } else { slow };
-                waits.extend(
-                    self.debtors().into_iter().map(|rank| {
-                        (world.progress[rank].since.saturating_add(patience), Wait::Rank(Rank(rank as u32)))
-                    }),
-                );
+                waits.extend(self.debtors().into_iter().map(|rank| {
+                    let at = &world.progress[rank];
+                    (at.since.saturating_add(self.patience(at)), Wait::Rank(Rank(rank as u32)))
+                }));
                 let committed = self.ledger.committed();
                 let due = world.saves.iter().filter(|(step, _)| **step <= committed);
                 waits.extend(due.map(|(step, since)| (since.saturating_add(slow), Wait::Save(*step))));
@@ -87,7 +90,8 @@ impl Engine {
                 let seconds = self.config.slow_timeout().as_secs_f64();
                 self.close(&format!("not every rank took over the base state within {seconds} s"), true);
             }
-            Wait::Rank(_) => self.close_over_stragglers(),
+            Wait::Rank(rank) => self.stalled(rank),
+            Wait::Sign(stream) => self.silent(stream),
             Wait::Save(step) => {
                 let saver = self.world.as_ref().and_then(|world| world.owner(Rank(0)));
                 let seconds = self.config.slow_timeout().as_secs_f64();
@@ -101,37 +105,15 @@ impl Engine {
             }
             Wait::Halt => {
                 for stream in self.roster.standing(Standing::Halting) {
-                    self.expel(
-                        stream,
-                        ExitCode::TempFail,
-                        &format!("did not halt within {} s", HALT_TIMEOUT.as_secs()),
-                    );
+                    self.evict(stream, &format!("did not halt within {} s", HALT_TIMEOUT.as_secs()));
                 }
             }
         }
     }
 
-    /// Those who are furthest behind are named; who is dead will not answer `Close`.
-    fn close_over_stragglers(&mut self) {
-        let debtors = self.debtors();
-        let Some(world) = &self.world else { return };
-        let last = debtors.iter().map(|rank| world.progress[*rank].step).min();
-        let named: Vec<String> = debtors
-            .iter()
-            .filter(|rank| Some(world.progress[**rank].step) == last)
-            .map(|rank| format!("rank {rank} (worker {})", world.members[*rank].worker))
-            .collect();
-        let patience = if world.has_committed { self.config.step_timeout() } else { self.config.slow_timeout() };
-        let step = last.unwrap_or_default();
-        let reason =
-            format!("{} reported nothing after step {step} for {} s", named.join(", "), patience.as_secs_f64());
-        self.close(&reason, true);
-    }
-
     fn nobody_came(&mut self) {
-        let have = self.roster.standing(Standing::Idle).len();
+        let lack = self.not_enough().unwrap_or_else(|| "the run is to stop".to_owned());
         let loading = self.roster.standing(Standing::Loading).len();
-        let need = self.config.recipe.elastic.min_workers;
         let seconds = self.config.join_timeout().as_secs_f64();
         let still = if loading > 0 { format!(", {loading} still loading") } else { String::new() };
         let refused =
@@ -139,15 +121,12 @@ impl Engine {
         match &self.last_trouble {
             Some(trouble) => {
                 let reason = format!(
-                    "{have} of elastic.min_workers = {need} workers are left{still}, and no other came within {seconds} s: \
-                     {trouble}{refused}; continue with --resume"
+                    "{lack}{still}, and no other came within {seconds} s: {trouble}{refused}; continue with --resume"
                 );
                 self.end(ExitCode::TempFail, reason);
             }
             None => {
-                let reason = format!(
-                    "{have} of elastic.min_workers = {need} workers were ready within elastic.join_timeout_s = {seconds}{still}{refused}"
-                );
+                let reason = format!("{lack} after elastic.join_timeout_s = {seconds}{still}{refused}");
                 self.end(ExitCode::Unavailable, reason);
             }
         }

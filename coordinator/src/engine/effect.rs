@@ -139,6 +139,15 @@ pub enum Record {
         /// The new history.
         lineage: Lineage,
     },
+    /// From step `from` on, the batches of a generation are split by what a chunk costs each rank. Kept as an event.
+    Split {
+        /// Which generation.
+        generation: Generation,
+        /// Its first step.
+        from: Step,
+        /// Nanoseconds a chunk, by rank.
+        costs: Vec<u64>,
+    },
     /// A row of `events` that is not implied by another record (those write theirs themselves).
     Note {
         /// `lost`, `refused`, `recovered`, `complaint`, …
@@ -195,6 +204,8 @@ pub struct History {
     pub generation: Generation,
     /// Its number of ranks (0: unknown, or none yet).
     pub world_size: u32,
+    /// How its steps split, where not evenly: from which step on, and each rank's nanoseconds a chunk.
+    pub splits: Vec<(Step, Vec<u64>)>,
     /// Current lineage (0: none yet).
     pub lineage: Lineage,
     /// Last committed step and the generation that applied it.

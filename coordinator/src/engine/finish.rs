@@ -8,21 +8,25 @@ use super::ledger::Due;
 use super::{Engine, Phase, Stop};
 
 impl Engine {
-    /// The first request: what is planned is done, its end saved. The second: now.
+    /// The first request: the generation is closed at once, and another opens only to save what it reached. The second:
+    /// now.
     pub(super) fn on_stop(&mut self, code: ExitCode, reason: String) {
         if self.stop.is_some() || matches!(self.phase, Phase::Finishing(_)) {
             return self.end(code, reason);
         }
+        if self.phase == Phase::Training && !self.debtors().is_empty() {
+            self.close(&format!("the run is to stop: {reason}"), false);
+        }
         self.stop = Some(Stop { code, reason });
+    }
+
+    /// Whether some worker holds a state that no checkpoint does.
+    pub(super) fn would_lose_steps(&self) -> bool {
+        self.choose_base().is_some_and(|base| base.holder.is_some() && !self.shelf.has(base.state.step))
     }
 
     pub(super) fn finish_if_done(&mut self) {
         match self.phase {
-            Phase::Gathering { .. } | Phase::Closing { .. } => {
-                if let Some(Stop { code, reason }) = self.stop.clone() {
-                    self.end(code, reason);
-                }
-            }
             Phase::Training => self.finish_if_trained(),
             Phase::Finishing(seq) if self.outbox.is_persisted(seq) => {
                 let step = self.ledger.committed();
@@ -39,14 +43,13 @@ impl Engine {
             return;
         }
         match self.ledger.due(course) {
-            Due::Evaluation { .. } => {}
             Due::Nothing => {
                 let step = self.ledger.committed();
                 let state_sha256 = self.shelf.state_sha256(step).cloned().unwrap_or_default();
                 let seq = self.persist(Record::Finished { step, state_sha256 });
                 self.phase = Phase::Finishing(seq);
             }
-            Due::Step(_) => {
+            Due::Step(_) | Due::Evaluation { .. } => {
                 if let Some(Stop { code, reason }) = self.stop.clone() {
                     self.end(code, reason);
                 }

@@ -11,13 +11,14 @@ use lockstep_proto::message::{Member, Open, Sha256, Source, Synced, ToWorker};
 use serde_json::json;
 use sha2::{Digest, Sha256 as Hasher};
 
+use super::balance::{Change, Speeds, Splits};
 use super::base::Base;
 use super::config::HOLD;
 use super::effect::Record;
 use super::event::{Seq, StreamId};
 use super::members::Standing;
 use super::reports::Reports;
-use super::{Engine, Phase};
+use super::{Engine, Phase, Stop};
 
 /// The open generation.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +27,7 @@ pub(super) struct World {
     lineage: Lineage,
     pub(super) base: StateId,
     source: Source,
-    leader: Rank,
+    pub(super) leader: Rank,
     pub(super) members: Vec<Member>,
     /// Stream of each rank.
     pub(super) owners: Vec<StreamId>,
@@ -45,6 +46,10 @@ pub(super) struct World {
     pub(super) progress: Vec<Progress>,
     /// A step of this generation was committed.
     pub(super) has_committed: bool,
+    /// Another split of the batches, once that is durable.
+    pub(super) resplit: Option<(Seq, Change)>,
+    /// How fast its ranks are.
+    pub(super) speeds: Speeds,
     /// Checkpoints asked for, with the time since which they could be there.
     pub(super) saves: BTreeMap<Step, Duration>,
 }
@@ -54,8 +59,18 @@ pub(super) struct World {
 pub(super) struct Progress {
     /// Last step it reported, or the base.
     pub(super) step: Step,
-    /// When it last reported, or was given work after none.
+    /// When it last got on with anything, or was given work after none.
     pub(super) since: Duration,
+    /// What it last counted.
+    pub(super) beats: u64,
+    /// It last said that it waits for others, or for its disk.
+    pub(super) is_waiting: bool,
+}
+
+impl Progress {
+    fn new(step: Step, since: Duration) -> Self {
+        Self { step, since, beats: 0, is_waiting: false }
+    }
 }
 
 impl World {
@@ -74,6 +89,11 @@ impl World {
         self.owners.get(rank.0 as usize).copied()
     }
 
+    /// Whether its leader loads this checkpoint.
+    pub(super) fn starts_from(&self, checkpoint: &str) -> bool {
+        matches!(&self.source, Source::Checkpoint { dir } if dir == checkpoint)
+    }
+
     pub(super) fn world_size(&self) -> u32 {
         self.members.len() as u32
     }
@@ -86,22 +106,17 @@ impl Engine {
 
     pub(super) fn open_if_ready(&mut self) {
         let Phase::Gathering { until, hold } = self.phase else { return };
-        if self.stop.is_some() {
-            return; // about to end
+        // A stop opens a generation only to save what would be lost, with whoever is there.
+        let is_wanted = if self.stop.is_some() { self.would_lose_steps() } else { self.not_enough().is_none() };
+        let is_expecting = (is_wanted || self.stop.is_some()) && self.expects_news();
+        let hold = is_expecting.then(|| hold.unwrap_or(self.now.saturating_add(HOLD)));
+        self.phase = Phase::Gathering { until, hold };
+        match (&self.stop, hold) {
+            (_, Some(hold)) if self.now < hold => {}
+            _ if is_wanted => self.open(),
+            (Some(Stop { code, reason }), _) => self.end(*code, reason.clone()),
+            (None, _) => {}
         }
-        let num_ready = self.roster.standing(Standing::Idle).len();
-        if num_ready < self.config.recipe.elastic.min_workers as usize {
-            self.phase = Phase::Gathering { until, hold: None };
-            return;
-        }
-        if self.expects_news() {
-            let hold = hold.unwrap_or(self.now.saturating_add(HOLD));
-            if self.now < hold {
-                self.phase = Phase::Gathering { until, hold: Some(hold) };
-                return;
-            }
-        }
-        self.open();
     }
 
     fn open(&mut self) {
@@ -136,7 +151,7 @@ impl Engine {
         let generation = self.ledger.open();
         let lineage = self.ledger.lineage();
         let opened = self.persist(Record::Opened { generation, lineage, base, members: members.clone() });
-        self.reports = Reports::new(generation, members.len() as u32);
+        self.reports = Reports::new(generation, Splits::even(members.len() as u32, self.config.most_chunks()));
         if let Some(first) = members.first() {
             self.savers.insert(generation, first.worker.clone());
         }
@@ -146,7 +161,9 @@ impl Engine {
             base,
             source,
             leader: Rank(leader as u32),
-            progress: vec![Progress { step: base.step, since: self.now }; members.len()],
+            progress: vec![Progress::new(base.step, self.now); members.len()],
+            speeds: Speeds::new(members.len()),
+            resplit: None,
             members,
             owners,
             opened,

@@ -34,11 +34,21 @@ pub(super) struct Peer {
     pub(super) heard: Duration,
     /// The last step that all of its ranks reported.
     pub(super) step: Step,
+    /// It asked to go.
+    pub(super) is_leaving: bool,
 }
 
 impl Peer {
     pub(super) fn new(hello: Hello, now: Duration) -> Self {
-        Self { hello, ready: None, state: None, standing: Standing::Loading, heard: now, step: Step(0) }
+        Self {
+            hello,
+            ready: None,
+            state: None,
+            standing: Standing::Loading,
+            heard: now,
+            step: Step(0),
+            is_leaving: false,
+        }
     }
 
     pub(super) fn worker(&self) -> &WorkerId {

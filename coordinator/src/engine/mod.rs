@@ -15,12 +15,15 @@
 //! | `planner` | what the open generation does next |
 //! | `commit` | when a step counts |
 //! | `checkpoints` | when a checkpoint counts, which are kept |
+//! | `liveness` | who is alive: by its work, not by its messages |
+//! | `balance` | who is slow, and what share of a batch that leaves it |
 //! | `deadline` | who has been waited for too long |
 //! | `finish` | how the run ends |
 //!
 //! An event changes what is known; `advance` then does everything that has become possible, in a fixed order, and is
 //! idempotent. Records leave in the order of the plan, so a store that lost its tail holds a prefix of the run.
 mod admission;
+mod balance;
 mod base;
 mod checkpoints;
 mod checks;
@@ -33,6 +36,7 @@ mod event;
 mod finish;
 mod generation;
 mod ledger;
+mod liveness;
 mod members;
 mod outbox;
 mod planner;
@@ -53,6 +57,7 @@ pub use config::{EngineConfig, EngineError};
 pub use effect::*;
 pub use event::*;
 
+use balance::Splits;
 use checkpoints::Shelf;
 use closing::Closed;
 use generation::World;
@@ -161,7 +166,7 @@ impl Engine {
             settled,
             course,
             roster: Roster::default(),
-            reports: Reports::new(history.generation, history.world_size),
+            reports: Reports::new(history.generation, Splits::of(&history, config.most_chunks())),
             ledger,
             shelf,
             world: None,
@@ -220,6 +225,9 @@ impl Engine {
             FromWorker::CheckpointSaved(saved) => self.on_saved(stream, saved),
             FromWorker::Complained(complaint) => self.on_complained(stream, complaint),
             FromWorker::Halted(halted) => self.on_halted(stream, halted),
+            FromWorker::Progress(progress) => self.on_progress(stream, &progress),
+            FromWorker::Leaving(leaving) => self.on_leaving(stream, &leaving),
+            FromWorker::CheckpointBad(bad) => self.on_checkpoint_bad(stream, bad),
             FromWorker::Left(left) => self.on_left(stream, left),
         }
     }
@@ -231,6 +239,7 @@ impl Engine {
         self.send_open_if_recorded();
         self.train_if_synced();
         self.commit_what_all_reported();
+        self.balance();
         self.file_checkpoints();
         self.acknowledge();
         self.retire_checkpoints();

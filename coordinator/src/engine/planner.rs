@@ -4,8 +4,9 @@
 use lockstep_proto::ids::Step;
 use lockstep_proto::message::{Plan, PlanItem, StepPlan, ToWorker};
 use lockstep_proto::plan::{Boundary, Course};
-use lockstep_proto::split::{num_chunks, split_even};
+use lockstep_proto::split::num_chunks;
 
+use super::balance::Splits;
 use super::ledger::evaluation_after;
 use super::{Engine, Phase};
 
@@ -13,11 +14,18 @@ impl Engine {
     pub(super) fn plan(&mut self) {
         let (Phase::Training, Some(world), Some(course)) = (self.phase, &mut self.world, &self.course) else { return };
         let before = world.planned;
+        if let Some((seq, change)) = &world.resplit {
+            if !self.outbox.is_persisted(*seq) {
+                return; // how a step splits is durable before anyone hears of it
+            }
+            self.reports.resplit(change.clone());
+            world.resplit = None;
+        }
         let mut items = Vec::new();
         if !world.is_started {
             world.is_started = true;
             let step = before;
-            if let Some(epoch) = self.ledger.evaluation_due(course, step) {
+            if let (Some(epoch), None) = (self.ledger.evaluation_due(course, step), &self.stop) {
                 items.push(PlanItem::Evaluate { epoch, step });
             }
             // Without any checkpoint the base is saved, whatever the recipe says: there is always one.
@@ -33,7 +41,12 @@ impl Engine {
         if is_low && self.stop.is_none() && self.shelf.has_durable(&self.outbox) {
             for step in before.0 + 1..=horizon {
                 let step = Step(step);
-                items.push(PlanItem::Step(step_plan(course, self.config.recipe.train.chunk, step, world.world_size())));
+                items.push(PlanItem::Step(step_plan(
+                    course,
+                    self.config.recipe.train.chunk,
+                    step,
+                    self.reports.splits(),
+                )));
                 items.extend(course.after(step).into_iter().map(|boundary| match boundary {
                     Boundary::Evaluate { epoch } => PlanItem::Evaluate { epoch, step },
                     Boundary::Checkpoint { epoch } => PlanItem::Checkpoint { step, epoch },
@@ -86,9 +99,9 @@ impl Engine {
     }
 }
 
-/// Everything about a step that recipe and world size decide.
-pub(super) fn step_plan(course: &Course, chunk: u32, step: Step, world_size: u32) -> StepPlan {
+/// Everything about a step that recipe and generation decide.
+pub(super) fn step_plan(course: &Course, chunk: u32, step: Step, splits: &Splits) -> StepPlan {
     let at = course.at(step);
-    let shards = split_even(num_chunks(at.batch.len, chunk), world_size);
+    let shards = splits.shards(num_chunks(at.batch.len, chunk), step);
     StepPlan { step, epoch: at.epoch, lr: at.lr, batch: at.batch, shards }
 }

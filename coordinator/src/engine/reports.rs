@@ -5,20 +5,32 @@ use std::collections::BTreeMap;
 use lockstep_proto::ids::{Generation, Rank, Step};
 use lockstep_proto::message::{EvalReport, StepReport, StepTimes};
 
+use super::balance::{Change, Splits};
+
 /// Partial reports. Those of a closed generation are kept until the next one opens: one rank's report describes a
 /// whole step, so it suffices for a row whose update is known to have happened.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Reports {
     generation: Generation,
-    world_size: u32,
+    splits: Splits,
     steps: BTreeMap<Step, BTreeMap<Rank, StepReport>>,
     evaluations: BTreeMap<Step, BTreeMap<Rank, EvalReport>>,
 }
 
 impl Reports {
-    /// `world_size` 0: unknown, then nothing can be made of reports.
-    pub(super) fn new(generation: Generation, world_size: u32) -> Self {
-        Self { generation, world_size, steps: BTreeMap::new(), evaluations: BTreeMap::new() }
+    /// A world size of 0: unknown, then nothing can be made of reports.
+    pub(super) fn new(generation: Generation, splits: Splits) -> Self {
+        Self { generation, splits, steps: BTreeMap::new(), evaluations: BTreeMap::new() }
+    }
+
+    /// How the steps of the generation split.
+    pub(super) fn splits(&self) -> &Splits {
+        &self.splits
+    }
+
+    /// From some step on they split otherwise.
+    pub(super) fn resplit(&mut self, change: Change) {
+        self.splits.change(change);
     }
 
     pub(super) fn generation(&self) -> Generation {
@@ -26,29 +38,29 @@ impl Reports {
     }
 
     pub(super) fn world_size(&self) -> u32 {
-        self.world_size
+        self.splits.world_size()
     }
 
     pub(super) fn add_step(&mut self, report: StepReport) {
-        if report.rank.0 < self.world_size {
+        if report.rank.0 < self.world_size() {
             self.steps.entry(report.step).or_default().insert(report.rank, report);
         }
     }
 
     pub(super) fn add_evaluation(&mut self, report: EvalReport) {
-        if report.rank.0 < self.world_size {
+        if report.rank.0 < self.world_size() {
             self.evaluations.entry(report.step).or_default().insert(report.rank, report);
         }
     }
 
     /// Whether all ranks (`all`), or any of them, reported the step.
     pub(super) fn has_step(&self, step: Step, all: bool) -> bool {
-        is_enough(self.steps.get(&step), self.world_size, all)
+        is_enough(self.steps.get(&step), self.world_size(), all)
     }
 
     /// The same for an evaluation.
     pub(super) fn has_evaluation(&self, step: Step, all: bool) -> bool {
-        is_enough(self.evaluations.get(&step), self.world_size, all)
+        is_enough(self.evaluations.get(&step), self.world_size(), all)
     }
 
     pub(super) fn has_evaluation_of(&self, step: Step, rank: Rank) -> bool {

@@ -58,6 +58,13 @@ impl Pace {
         self.test_error = Some(error);
     }
 
+    /// The median step, by its slowest rank.
+    pub(super) fn median_step(&self) -> Option<Duration> {
+        let mut seconds: Vec<f64> = self.recent.iter().map(|last| last.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        Duration::try_from_secs_f64(*seconds.get(seconds.len() / 2)?).ok()
+    }
+
     /// Sums of samples and of the slowest ranks' seconds.
     fn totals(&self) -> (f64, f64) {
         self.recent

@@ -66,6 +66,13 @@ impl Applier {
                 self.splits.clear();
                 rolled_back(tx, now, *from, *to, *lineage)
             }
+            Record::Split { generation, from, costs } => tx
+                .execute(
+                    "INSERT INTO events (time, kind, generation, step, detail)
+                     VALUES (?1, 'split', ?2, IFNULL((SELECT MAX(step) FROM steps), 0), ?3)",
+                    (now, int(generation.0), json!({ "from": from, "ns_a_chunk": costs }).to_string()),
+                )
+                .map(drop),
             Record::Note { kind, generation, step, worker, detail } => tx
                 .prepare_cached(
                     "INSERT INTO events (time, kind, generation, step, worker, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",

@@ -45,6 +45,7 @@ pub(super) fn load(connection: &Connection, run_dir: &Path) -> rusqlite::Result<
         [super::rows::int(generation.0)],
         |row| row.get(0),
     )?;
+    let splits = splits(connection, generation)?;
     let committed =
         connection.query_row("SELECT IFNULL(MAX(step), 0) FROM steps", [], |row| count(row, 0).map(Step))?;
     let spans = all(connection, "SELECT MIN(step), generation FROM steps GROUP BY generation ORDER BY 1", |row| {
@@ -65,6 +66,7 @@ pub(super) fn load(connection: &Connection, run_dir: &Path) -> rusqlite::Result<
         settled,
         generation,
         world_size,
+        splits,
         lineage,
         committed,
         spans,
@@ -75,6 +77,25 @@ pub(super) fn load(connection: &Connection, run_dir: &Path) -> rusqlite::Result<
         finished: finished.is_some_and(|step| step >= 0),
     };
     Ok((history, bad))
+}
+
+/// How the steps of a generation split, where not evenly.
+fn splits(connection: &Connection, generation: Generation) -> rusqlite::Result<Vec<(Step, Vec<u64>)>> {
+    #[derive(serde::Deserialize)]
+    struct Detail {
+        from: Step,
+        ns_a_chunk: Vec<u64>,
+    }
+    connection
+        .prepare("SELECT detail FROM events WHERE kind = 'split' AND generation = ?1 ORDER BY id")?
+        .query_map([super::rows::int(generation.0)], |row| {
+            let detail: String = row.get(0)?;
+            let Detail { from, ns_a_chunk } = serde_json::from_str(&detail).map_err(|error| {
+                rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
+            })?;
+            Ok((from, ns_a_chunk))
+        })?
+        .collect()
 }
 
 fn checkpoints(

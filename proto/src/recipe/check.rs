@@ -180,8 +180,12 @@ fn membership(recipe: &Recipe) -> Result<(), RecipeError> {
     let room = elastic.max_workers == 0 || elastic.max_workers >= elastic.min_workers;
     let least = format!("0 (no limit) or at least elastic.min_workers = {}", elastic.min_workers);
     require(room, "elastic.max_workers", elastic.max_workers, least)?;
+    let whole = elastic.max_shard == 0 || elastic.max_shard >= u64::from(recipe.train.chunk);
+    let least = format!("0 (no limit) or at least train.chunk = {}", recipe.train.chunk);
+    require(whole, "elastic.max_shard", elastic.max_shard, least)?;
     for (key, value) in [
         ("elastic.join_timeout_s", elastic.join_timeout_s),
+        ("elastic.stall_timeout_s", elastic.stall_timeout_s),
         ("elastic.step_timeout_s", elastic.step_timeout_s),
         ("elastic.collective_timeout_s", elastic.collective_timeout_s),
         ("elastic.reconnect_timeout_s", elastic.reconnect_timeout_s),

@@ -184,7 +184,13 @@ pub struct Elastic {
     pub join_timeout_s: f64,
     /// Give slow ranks fewer chunks.
     pub balance: bool,
-    /// A rank that reports nothing for so long while it has work is lost, seconds.
+    /// The most samples of a global batch that one replica can take, as its memory allows (0: any). While the world is too
+    /// small for that, the run waits.
+    pub max_shard: u64,
+    /// A worker that shows no sign of life for so long, or a rank that does not get on though nobody keeps it waiting, is
+    /// lost: seconds, or 4.5 times the median step, where that is longer.
+    pub stall_timeout_s: f64,
+    /// A rank that waits for others and gets on with nothing for so long ends the generation, seconds.
     pub step_timeout_s: f64,
     /// Deadline of one collective, seconds.
     pub collective_timeout_s: f64,
@@ -263,6 +269,8 @@ impl Default for Elastic {
             max_workers: 0,
             join_timeout_s: 60.0,
             balance: false,
+            max_shard: 0,
+            stall_timeout_s: 9.0,
             step_timeout_s: 300.0,
             collective_timeout_s: 120.0,
             reconnect_timeout_s: 600.0,

@@ -4,8 +4,8 @@ use super::pb::{self, from_worker::Kind};
 use super::{WireError, component, exit_code, need, optional_text, text};
 use crate::ids::{Epoch, Generation, Lineage, Rank, StateId, Step, WorkerId};
 use crate::message::{
-    CheckpointSaved, Complaint, DataIdentity, EvalReport, FromWorker, Halted, Hello, Left, Ready, StepReport,
-    StepTimes, Synced,
+    CheckpointBad, CheckpointSaved, Complaint, DataIdentity, EvalReport, FromWorker, Halted, Hello, Leaving, Left,
+    Progress, RankProgress, Ready, StepReport, StepTimes, Synced,
 };
 
 impl From<FromWorker> for pb::FromWorker {
@@ -28,6 +28,11 @@ impl From<FromWorker> for pb::FromWorker {
             }),
             FromWorker::Halted(m) => {
                 Kind::Halted(pb::Halted { generation: m.generation.0, state: m.state.map(Into::into) })
+            }
+            FromWorker::Progress(m) => Kind::Progress(m.into()),
+            FromWorker::Leaving(m) => Kind::Leaving(pb::Leaving { reason: m.reason }),
+            FromWorker::CheckpointBad(m) => {
+                Kind::CheckpointBad(pb::CheckpointBad { generation: m.generation.0, dir: m.dir, reason: m.reason })
             }
             FromWorker::Left(m) => Kind::Left(pb::Left { code: m.code.code().into(), reason: m.reason }),
         };
@@ -59,6 +64,13 @@ impl TryFrom<pb::FromWorker> for FromWorker {
             Kind::Halted(m) => {
                 Self::Halted(Halted { generation: Generation(m.generation), state: m.state.map(Into::into) })
             }
+            Kind::Progress(m) => Self::Progress(m.into()),
+            Kind::Leaving(m) => Self::Leaving(Leaving { reason: m.reason }),
+            Kind::CheckpointBad(m) => Self::CheckpointBad(CheckpointBad {
+                generation: Generation(m.generation),
+                dir: component(m.dir, "checkpoint_bad.dir")?,
+                reason: m.reason,
+            }),
             Kind::Left(m) => Self::Left(Left { code: exit_code(m.code, "left.code")?, reason: m.reason }),
         })
     }
@@ -229,6 +241,28 @@ impl From<pb::EvalReport> for EvalReport {
             samples: m.samples,
             seconds: m.seconds_s,
         }
+    }
+}
+
+impl From<Progress> for pb::Progress {
+    fn from(m: Progress) -> Self {
+        let of = |rank: RankProgress| pb::progress::OfRank {
+            rank: rank.rank.0,
+            beats: rank.beats,
+            is_waiting: rank.is_waiting,
+        };
+        Self { generation: m.generation.0, ranks: m.ranks.into_iter().map(of).collect() }
+    }
+}
+
+impl From<pb::Progress> for Progress {
+    fn from(m: pb::Progress) -> Self {
+        let of = |rank: pb::progress::OfRank| RankProgress {
+            rank: Rank(rank.rank),
+            beats: rank.beats,
+            is_waiting: rank.is_waiting,
+        };
+        Self { generation: Generation(m.generation), ranks: m.ranks.into_iter().map(of).collect() }
     }
 }
 

@@ -139,6 +139,20 @@ impl Any {
                 what: self.text(),
             }),
             7 => FromWorker::Halted(Halted { generation: Generation(self.u64()), state: self.option(Self::state) }),
+            8 => FromWorker::Progress(Progress {
+                generation: Generation(self.u64()),
+                ranks: self.list(|any| RankProgress {
+                    rank: Rank(any.u32()),
+                    beats: any.u64(),
+                    is_waiting: any.bool(),
+                }),
+            }),
+            9 => FromWorker::Leaving(Leaving { reason: self.text() }),
+            10 => FromWorker::CheckpointBad(CheckpointBad {
+                generation: Generation(self.u64()),
+                dir: self.name(),
+                reason: self.text(),
+            }),
             _ => FromWorker::Left(Left { code: self.code(), reason: self.text() }),
         }
     }
@@ -273,7 +287,7 @@ where
 
 proptest! {
     #[test]
-    fn every_message_of_a_worker_survives_the_wire(seed: u64, kind in 0u32..9) {
+    fn every_message_of_a_worker_survives_the_wire(seed: u64, kind in 0u32..12) {
         survives::<_, pb::FromWorker>(Any::new(seed).worker_says(kind))?;
     }
 

@@ -13,6 +13,7 @@ mod outbox;
 mod run;
 mod setup;
 mod signals;
+mod signs;
 
 pub use run::{Session, Signal};
 pub use setup::Workshop;
@@ -33,6 +34,9 @@ pub struct Config {
     pub isa: String,
     /// How long an absent coordinator is waited for before the first `Welcome`.
     pub patience: std::time::Duration,
+    /// How long replicas may take to halt once their collectives were aborted; before that they have a sixth of it to
+    /// finish what is in hand. One that takes longer hangs, and the process ends.
+    pub halt: std::time::Duration,
     /// For tests of refusals: send a canary that is not the computed one.
     pub fault_canary: bool,
 }

@@ -11,10 +11,12 @@ use lockstep_proto::message::{
 };
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Config;
 use super::outbox::Outbox;
 use super::setup::{Run, Workshop};
+use super::signs::expired;
 use crate::connect::Link;
 use crate::exit::Exit;
 use crate::gate::Gate;
@@ -22,6 +24,8 @@ use crate::replica::{Command, Event, Opening};
 
 /// How long a farewell may take: the checkpoint in hand, then the stream.
 const FAREWELL: Duration = Duration::from_secs(60);
+/// How often this worker says that it lives.
+const SIGN_EVERY: Duration = Duration::from_secs(1);
 /// How long the coordinator may take to hang up after `Left`.
 const HANGUP: Duration = Duration::from_secs(3);
 
@@ -33,42 +37,47 @@ type Loaded<W> = Result<(<W as Workshop>::Data, DataIdentity), Exit>;
 
 /// One worker process in one run.
 pub struct Session<W: Workshop> {
-    config: Config,
-    workshop: Arc<W>,
-    hello: Hello,
-    events: UnboundedSender<Event>,
+    pub(super) config: Config,
+    pub(super) workshop: Arc<W>,
+    pub(super) hello: Hello,
+    pub(super) events: UnboundedSender<Event>,
     /// `None` before the first `Welcome`.
-    run: Option<Run>,
+    pub(super) run: Option<Run>,
     /// `None` while the coordinator is away.
-    link: Option<Link>,
+    pub(super) link: Option<Link>,
     /// Whether `Ready` was said on this link.
-    is_ready: bool,
-    dialing: JoinSet<Result<Link, Exit>>,
-    loading: JoinSet<Loaded<W>>,
-    outbox: Outbox,
-    current: Option<Current>,
-    halting: Option<Halting>,
-    tickets: u64,
+    pub(super) is_ready: bool,
+    pub(super) dialing: JoinSet<Result<Link, Exit>>,
+    pub(super) loading: JoinSet<Loaded<W>>,
+    pub(super) outbox: Outbox,
+    pub(super) current: Option<Current>,
+    pub(super) halting: Option<Halting>,
+    /// A signal asked this worker to go, and the coordinator was asked.
+    pub(super) leaving: Option<(Exit, Instant)>,
+    pub(super) tickets: u64,
 }
 
 /// The open generation.
-struct Current {
-    opening: Arc<Opening>,
+pub(super) struct Current {
+    pub(super) opening: Arc<Opening>,
     /// Replicas that hold the base, and its hash.
-    synced: BTreeSet<u32>,
+    pub(super) synced: BTreeSet<u32>,
     /// Items handed out so far.
-    num_items: u64,
+    pub(super) num_items: u64,
 }
 
 /// Replicas were told to halt.
-struct Halting {
-    ticket: u64,
-    waiting: BTreeSet<u32>,
-    then: Then,
+pub(super) struct Halting {
+    pub(super) ticket: u64,
+    pub(super) waiting: BTreeSet<u32>,
+    pub(super) then: Then,
+    pub(super) until: Instant,
+    /// What is yet to be aborted at that time.
+    pub(super) unaborted: Option<Generation>,
 }
 
 /// What follows once all have halted.
-enum Then {
+pub(super) enum Then {
     /// Answer `Close`.
     Answer(Generation),
     /// Nothing but what every halt is followed by: `Ready`, where that is due.
@@ -84,7 +93,10 @@ impl<W: Workshop> Session<W> {
         let (sender, mut events) = unbounded_channel();
         let mut session = Self::new(config, workshop, sender);
         session.dial(session.config.patience);
+        let mut signs = interval(SIGN_EVERY);
+        signs.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let exit = loop {
+            let deadline = session.deadline();
             let exit = tokio::select! {
                 biased;
                 Some(signal) = signals.recv() => session.on_signal(signal),
@@ -92,6 +104,8 @@ impl<W: Workshop> Session<W> {
                 message = next(&mut session.link) => session.on_message(message),
                 Some(dialed) = session.dialing.join_next() => session.on_dialed(flatten(dialed)),
                 Some(loaded) = session.loading.join_next() => session.on_loaded(flatten(loaded)),
+                () = expired(deadline) => session.on_deadline(),
+                _ = signs.tick() => session.give_sign(),
             };
             if let Some(exit) = exit {
                 break exit;
@@ -125,6 +139,7 @@ impl<W: Workshop> Session<W> {
             outbox: Outbox::default(),
             current: None,
             halting: None,
+            leaving: None,
             tickets: 0,
         }
     }
@@ -132,15 +147,6 @@ impl<W: Workshop> Session<W> {
     fn dial(&mut self, patience: Duration) {
         let (coordinator, hello) = (self.config.coordinator.clone(), self.hello.clone());
         self.dialing.spawn(async move { coordinator.dial(&hello, patience).await });
-    }
-
-    /// The first signal: finish the step in hand. The second: now.
-    fn on_signal(&mut self, Signal(name): Signal) -> Option<Exit> {
-        if matches!(&self.halting, Some(Halting { then: Then::Leave(_), .. })) {
-            return Some(Exit::new(ExitCode::TempFail, format!("{name} again: left at once")));
-        }
-        tracing::info!("{name}: finishing the step in hand; again to leave at once");
-        self.drain(Exit::new(ExitCode::TempFail, format!("{name}: left after the step in hand")))
     }
 
     fn on_dialed(&mut self, dialed: Result<Link, Exit>) -> Option<Exit> {
@@ -223,7 +229,9 @@ impl<W: Workshop> Session<W> {
             Ok(ToWorker::Close(close)) => self.close(&close),
             Ok(ToWorker::Committed { generation, step }) => self.outbox.committed(generation, step),
             Ok(ToWorker::Drain(drain)) => {
-                return self.drain(Exit::new(ExitCode::TempFail, format!("drained: {}", drain.reason)));
+                let asked = self.leaving.take().map(|(exit, _)| exit);
+                let drained = || Exit::new(ExitCode::TempFail, format!("drained: {}", drain.reason));
+                return self.drain(asked.unwrap_or_else(drained));
             }
             Ok(ToWorker::Finish(finish)) => return Some(Exit::new(finish.code, finish.reason)),
             Ok(ToWorker::Refused(refused)) => return Some(Exit::new(refused.code, refused.reason)),
@@ -231,13 +239,13 @@ impl<W: Workshop> Session<W> {
                 let reason = "the coordinator said welcome twice; use the same version on both sides";
                 return Some(Exit::new(ExitCode::Protocol, reason));
             }
-            Err(reason) => self.lost(&reason),
+            Err(reason) => return self.lost(&reason),
         }
         None
     }
 
     /// The stream is gone. Replicas go on; whoever is leaving leaves without it.
-    fn lost(&mut self, reason: &str) {
+    fn lost(&mut self, reason: &str) -> Option<Exit> {
         self.link = None;
         self.is_ready = false;
         let patience = match &self.run {
@@ -246,6 +254,8 @@ impl<W: Workshop> Session<W> {
         };
         tracing::warn!("lost {}: {reason}; reconnecting", self.config.coordinator.url());
         self.dial(patience);
+        let (exit, _) = self.leaving.take()?;
+        self.drain(exit)
     }
 
     /// Says what this worker is, once it could compute, holds still, and has someone to say it to.
@@ -270,7 +280,7 @@ impl<W: Workshop> Session<W> {
         self.is_ready = true;
     }
 
-    fn say(&mut self, message: FromWorker) {
+    pub(super) fn say(&mut self, message: FromWorker) {
         self.outbox.keep(&message);
         if let (Some(link), true) = (&self.link, self.is_ready) {
             let _ = link.sender.send(message.into());
@@ -278,7 +288,7 @@ impl<W: Workshop> Session<W> {
     }
 
     fn open(&mut self, open: Open) {
-        if matches!(&self.halting, Some(Halting { then: Then::Leave(_), .. })) {
+        if self.is_going() {
             return;
         }
         if let Some(old) = self.current.take() {
@@ -319,13 +329,13 @@ impl<W: Workshop> Session<W> {
     fn close(&mut self, close: &Close) {
         tracing::info!(generation = %close.generation, "closing: {}", close.reason);
         self.abort(close.generation);
-        if !matches!(&self.halting, Some(Halting { then: Then::Leave(_), .. })) {
+        if !self.is_going() {
             self.halt(Then::Answer(close.generation));
         }
     }
 
     /// Leaves after the item in hand; at once where there is none.
-    fn drain(&mut self, exit: Exit) -> Option<Exit> {
+    pub(super) fn drain(&mut self, exit: Exit) -> Option<Exit> {
         let has_replicas = self.run.as_ref().is_some_and(|run| !run.replicas.is_empty());
         if !has_replicas {
             return Some(exit);
@@ -336,14 +346,16 @@ impl<W: Workshop> Session<W> {
 
     /// Lets every replica finish what any of them has begun, and no more.
     fn halt(&mut self, then: Then) {
-        if let Some(current) = self.current.take() {
+        let closed = self.current.take().map(|current| {
             current.opening.gate.stop();
-        }
+            current.opening.open.generation
+        });
         self.tickets += 1;
         let ticket = self.tickets;
         self.tell(|| Command::Halt { ticket });
         let num_replicas = self.run.as_ref().map_or(0, |run| run.replicas.len()) as u32;
-        self.halting = Some(Halting { ticket, waiting: (0..num_replicas).collect(), then });
+        let (waiting, until) = ((0..num_replicas).collect(), Instant::now() + self.config.halt / 6);
+        self.halting = Some(Halting { ticket, waiting, then, until, unaborted: Some(closed.unwrap_or_default()) });
     }
 
     fn halted(&mut self, replica: u32, ticket: u64) -> Option<Exit> {
@@ -364,7 +376,7 @@ impl<W: Workshop> Session<W> {
         None
     }
 
-    fn abort(&self, generation: Generation) {
+    pub(super) fn abort(&self, generation: Generation) {
         for replica in self.run.iter().flat_map(|run| &run.replicas) {
             replica.handle.abort(generation);
         }
@@ -387,7 +399,8 @@ impl<W: Workshop> Session<W> {
                         shared.writer.finish();
                     }
                 });
-                let _ = stop.await;
+                // One that hangs ends with the process.
+                let _ = tokio::time::timeout(self.config.halt, stop).await;
             }
             while let Ok(event) = events.try_recv() {
                 if let Event::Message(message @ (FromWorker::CheckpointSaved(_) | FromWorker::Reported(_))) = event {

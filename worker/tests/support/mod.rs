@@ -11,8 +11,8 @@ use lockstep_collective::{Collective, Lane, Op, Solo};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, Lineage, Rank, SampleRange, StateId, Step, WorkerId};
 use lockstep_proto::message::{
-    Close, DataIdentity, FromWorker, Halted, Hello, Member, Open, Plan, PlanItem, Ready, Sha256, Source, StepPlan,
-    StepReport, StepTimes, Synced, ToWorker, Welcome,
+    Close, DataIdentity, Drain, FromWorker, Halted, Hello, Leaving, Member, Open, Plan, PlanItem, Ready, Sha256,
+    Source, StepPlan, StepReport, StepTimes, Synced, ToWorker, Welcome,
 };
 use lockstep_proto::recipe::Recipe;
 use lockstep_proto::transfer::{DownloadPart, UploadPart};
@@ -311,14 +311,36 @@ impl Fake {
             advertise: "127.0.0.1".into(),
             isa: "avx2".into(),
             patience: PATIENCE,
+            halt: PATIENCE,
             fault_canary: false,
         }
     }
 }
 
 impl Conversation {
-    /// The next message; `None` when the worker hung up.
+    /// The next message; `None` when the worker hung up. Signs of life are passed over, and who asks to go may.
     pub async fn next(&mut self) -> Option<FromWorker> {
+        loop {
+            match self.next_of_any_kind().await {
+                Some(FromWorker::Progress(_)) => {}
+                Some(FromWorker::Leaving(leaving)) => self.say(ToWorker::Drain(Drain { reason: leaving.reason })).await,
+                other => return other,
+            }
+        }
+    }
+
+    /// It asks to go.
+    pub async fn leaving(&mut self) -> Leaving {
+        loop {
+            match self.next_of_any_kind().await {
+                Some(FromWorker::Leaving(leaving)) => return leaving,
+                Some(FromWorker::Progress(_)) => {}
+                other => panic!("expected that it asks to go, got {other:?}"),
+            }
+        }
+    }
+
+    pub async fn next_of_any_kind(&mut self) -> Option<FromWorker> {
         let message = tokio::time::timeout(PATIENCE, self.incoming.message()).await.expect("the worker says nothing");
         message.ok().flatten().map(|message| FromWorker::try_from(message).unwrap())
     }

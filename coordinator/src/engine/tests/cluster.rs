@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::Step;
-use lockstep_proto::message::{FromWorker, Left, ToWorker};
+use lockstep_proto::message::{FromWorker, Leaving, Left, ToWorker};
 use lockstep_proto::plan::Course;
 use lockstep_proto::recipe::Recipe;
 
@@ -37,6 +37,7 @@ impl Random {
 pub(super) struct Tally {
     pub(super) num_killed: u32,
     pub(super) num_restarts: u32,
+    pub(super) num_leaving: u32,
     pub(super) num_reconnects: u32,
     pub(super) num_generations: u64,
     pub(super) num_rollbacks: u32,
@@ -57,6 +58,7 @@ pub(super) struct Cluster {
     num_streams: u64,
     num_workers: u64,
     faults_left: u32,
+    cut_off: Vec<StreamId>,
     pub(super) ended: Option<ExitCode>,
     pub(super) tally: Tally,
 }
@@ -78,6 +80,7 @@ impl Cluster {
             num_streams: 0,
             num_workers: 0,
             faults_left: num_faults,
+            cut_off: Vec::new(),
             ended: None,
             tally: Tally::default(),
         };
@@ -116,6 +119,10 @@ impl Cluster {
 
     pub(super) fn step(&mut self) {
         self.now += Duration::from_millis(1);
+        if self.now.as_millis().is_multiple_of(1000) {
+            self.signs_of_life();
+        }
+        self.rejoin();
         if self.faults_left > 0 && self.random.below(60) == 0 {
             self.faults_left -= 1;
             return self.fault();
@@ -139,8 +146,7 @@ impl Cluster {
                 if self.engine.next_deadline().is_some_and(|at| at <= self.now) {
                     self.handle(Event::Tick);
                 } else if self.is_quiet() {
-                    self.now = self.engine.next_deadline().expect("every wait has a deadline").max(self.now);
-                    self.handle(Event::Tick);
+                    self.sleep();
                 }
             }
             4 if self.random.below(4) == 0 => {
@@ -153,6 +159,35 @@ impl Cluster {
         if self.workers.get(&stream).is_some_and(|worker| worker.is_over) {
             self.workers.remove(&stream);
             self.handle(Event::Disconnected { stream, reason: "it was sent away".into() });
+        }
+    }
+
+    /// Until the next deadline, or the next signs of life.
+    fn sleep(&mut self) {
+        let at = self.engine.next_deadline().expect("every wait has a deadline");
+        self.now = self.now.max(at.min(self.now + Duration::from_secs(1)));
+        self.signs_of_life();
+        self.handle(Event::Tick);
+    }
+
+    /// Whoever is there says so.
+    fn signs_of_life(&mut self) {
+        let said: Vec<_> = self.workers.iter().filter_map(|(at, worker)| Some((*at, worker.progress()?))).collect();
+        for (stream, progress) in said {
+            self.handle(Event::Received { stream, message: FromWorker::Progress(progress) });
+        }
+    }
+
+    /// Whoever was cut off, and not sent away, comes back.
+    fn rejoin(&mut self) {
+        for stream in std::mem::take(&mut self.cut_off) {
+            let is_told = |worker: &Worker| {
+                worker.is_over || worker.inbox.iter().any(|m| matches!(m, ToWorker::Refused(_) | ToWorker::Finish(_)))
+            };
+            if self.workers.get(&stream).is_some_and(|worker| !is_told(worker)) {
+                let worker = self.workers.remove(&stream).expect("seen");
+                self.connect(worker);
+            }
         }
     }
 
@@ -193,7 +228,7 @@ impl Cluster {
     fn fault(&mut self) {
         let streams: Vec<StreamId> = self.workers.keys().copied().collect();
         let stream = streams.get(self.random.below(streams.len().max(1) as u64) as usize).copied();
-        match (self.random.below(6), stream) {
+        match (self.random.below(7), stream) {
             (0 | 1, Some(stream)) => {
                 self.tally.num_killed += 1;
                 self.workers.remove(&stream);
@@ -215,6 +250,11 @@ impl Cluster {
                     self.handle(Event::Disconnected { stream, reason: "connection reset".into() });
                 }
                 self.connect(worker);
+            }
+            (6, Some(stream)) => {
+                self.tally.num_leaving += 1;
+                let leaving = Leaving { reason: "SIGTERM".into() };
+                self.handle(Event::Received { stream, message: FromWorker::Leaving(leaving) });
             }
             (4, _) => self.restart(false),
             _ => self.restart(true),
@@ -292,7 +332,7 @@ impl Cluster {
                         worker.inbox.push_back(message);
                     }
                 }
-                Effect::Hangup { .. } => {}
+                Effect::Hangup { stream } => self.cut_off.push(stream),
                 Effect::Persist { seq, record } => self.tail.push((seq, record)),
                 Effect::DeleteCheckpoint { dir } => {
                     let step: u64 = dir.trim_start_matches("step-").parse().expect("step-N");

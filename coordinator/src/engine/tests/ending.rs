@@ -1,8 +1,8 @@
 //! Complete, stopped, unable to write.
 
 use lockstep_proto::exit::ExitCode;
-use lockstep_proto::ids::{Lineage, StateId, Step};
-use lockstep_proto::message::{Finish, PlanItem, ToWorker};
+use lockstep_proto::ids::{Epoch, Lineage, StateId, Step};
+use lockstep_proto::message::{Finish, FromWorker, Halted, PlanItem, ToWorker};
 use lockstep_proto::recipe::Recipe;
 
 use super::script::*;
@@ -45,38 +45,57 @@ fn a_run_is_done_when_its_last_step_is_evaluated_saved_and_durable() {
 }
 
 #[test]
-fn a_stop_finishes_what_is_planned_saves_it_and_ends_with_75() {
+fn a_stop_interrupts_what_is_planned_saves_what_was_reached_and_ends_with_75() {
     let mut script = Script::new(recipe());
-    script.join(&[1]);
-    let open = script.train(&[1]);
-    script.pass_step_0(&[1], &open);
+    let open = script.both();
     let g = open.generation;
     script.hear(1, report(g, 0, 1));
+    script.hear(2, report(g, 1, 1));
+    script.hear(2, report(g, 1, 2));
     let effects = script.on(stop());
-    assert_eq!(planned(&effects, 1), [], "step 4 ends an epoch and is saved anyway");
-    for step in 2..=4 {
-        script.hear(1, report(g, 0, step));
-    }
-    script.hear(1, evaluation(g, 0, 1, 4));
-    for step in [3, 4] {
-        let state = StateId { lineage: Lineage(1), generation: g, step: Step(step) };
-        assert_eq!(ended(&script.hear(1, saved(g, state, 1))), None);
-    }
+    assert!(matches!(messages(&effects, 1)[..], [ToWorker::Close(_)]), "not the whole window first: {effects:?}");
+    let reached = StateId { lineage: Lineage(1), generation: g, step: Step(2) };
+    script.hear(1, FromWorker::Halted(Halted { generation: g, state: Some(StateId { step: Step(1), ..reached }) }));
+    assert_eq!(ended(&script.effects), None, "the other may hold more");
+    script.hear(2, FromWorker::Halted(Halted { generation: g, state: Some(reached) }));
+    let open = script.train(&[1, 2]);
+    assert_eq!(open.base, reached);
+    assert_eq!(planned(&script.effects, 1), [PlanItem::Checkpoint { step: Step(2), epoch: Epoch(1) }]);
+    script.hear(1, saved(open.generation, reached, 1));
     let effects = script.persist();
     assert_eq!(ended(&effects).map(|(code, _)| code), Some(ExitCode::TempFail));
     assert!(!records(&effects).iter().any(|record| matches!(record, Record::Finished { .. })));
 }
 
 #[test]
-fn a_stop_where_nothing_would_be_saved_adds_a_checkpoint() {
-    let mut recipe = recipe();
-    recipe.train.window = 2;
-    let mut script = Script::new(recipe);
+fn a_stop_waits_for_no_evaluation() {
+    let mut script = Script::new(recipe());
     script.join(&[1]);
     let open = script.train(&[1]);
     script.pass_step_0(&[1], &open);
-    let effects = script.on(stop());
-    assert_eq!(planned(&effects, 1), [PlanItem::Checkpoint { step: Step(2), epoch: lockstep_proto::ids::Epoch(1) }]);
+    let g = open.generation;
+    (1..=4).for_each(|step| drop(script.hear(1, report(g, 0, step))));
+    script.persist();
+    script.on(stop());
+    let reached = StateId { lineage: Lineage(1), generation: g, step: Step(4) };
+    script.hear(1, FromWorker::Halted(Halted { generation: g, state: Some(reached) }));
+    let open = script.train(&[1]);
+    assert_eq!(planned(&script.effects, 1), [PlanItem::Checkpoint { step: Step(4), epoch: Epoch(1) }]);
+    script.hear(1, saved(open.generation, reached, 1));
+    assert_eq!(ended(&script.persist()).map(|(code, _)| code), Some(ExitCode::TempFail));
+}
+
+#[test]
+fn a_stop_with_nothing_in_hand_saves_where_it_is() {
+    let mut recipe = recipe();
+    recipe.train.evaluate_first = false;
+    let mut script = Script::new(recipe);
+    script.join(&[1]);
+    let open = script.train(&[1]);
+    // Nothing is planned before step 0 is saved.
+    assert_eq!(messages(&script.on(stop()), 1), []);
+    script.hear(1, saved(open.generation, open.base, 0));
+    assert_eq!(ended(&script.persist()).map(|(code, _)| code), Some(ExitCode::TempFail));
 }
 
 #[test]

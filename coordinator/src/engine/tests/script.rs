@@ -5,8 +5,8 @@ use std::time::Duration;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, Rank, StateId, Step, WorkerId};
 use lockstep_proto::message::{
-    CheckpointSaved, DataIdentity, EvalReport, FromWorker, Hello, Open, PROTOCOL_VERSION, PlanItem, Ready, StepReport,
-    StepTimes, Synced, ToWorker,
+    CheckpointSaved, DataIdentity, EvalReport, FromWorker, Halted, Hello, Open, PROTOCOL_VERSION, PlanItem, Progress,
+    RankProgress, Ready, StepReport, StepTimes, Synced, ToWorker,
 };
 use lockstep_proto::recipe::{DataKind, Recipe};
 
@@ -60,6 +60,10 @@ pub(super) struct Script {
     pub(super) engine: Engine,
     pub(super) now: Duration,
     pub(super) effects: Vec<Effect>,
+    /// All that stream 1 was told to do.
+    pub(super) plan: Vec<PlanItem>,
+    /// All records.
+    pub(super) log: Vec<Record>,
     last: Seq,
 }
 
@@ -70,7 +74,8 @@ impl Script {
 
     pub(super) fn resumed(recipe: Recipe, history: History) -> Self {
         let (engine, effects) = Engine::new(config(recipe), history).expect("a history that can be continued");
-        let mut script = Self { engine, now: Duration::ZERO, effects: Vec::new(), last: Seq(0) };
+        let mut script =
+            Self { engine, now: Duration::ZERO, effects: Vec::new(), plan: Vec::new(), log: Vec::new(), last: Seq(0) };
         script.note(effects);
         script
     }
@@ -82,6 +87,8 @@ impl Script {
                 self.last = *seq;
             }
         }
+        self.plan.extend(planned(&effects, 1));
+        self.log.extend(records(&effects));
         self.effects = effects;
     }
 
@@ -125,6 +132,17 @@ impl Script {
         open
     }
 
+    /// A generation of workers 1 and 2, where one would do: 2 joins when 1 has been through step 0.
+    pub(super) fn both(&mut self) -> Open {
+        self.join(&[1]);
+        let first = self.train(&[1]);
+        self.pass_step_0(&[1], &first);
+        self.join(&[2]);
+        self.hear(1, FromWorker::Halted(Halted { generation: first.generation, state: Some(first.base) }));
+        self.plan.clear();
+        self.train(&[1, 2])
+    }
+
     /// What is due before the first step.
     pub(super) fn pass_step_0(&mut self, streams: &[u64], open: &Open) -> Vec<Effect> {
         for (rank, stream) in (0..).zip(streams) {
@@ -132,6 +150,25 @@ impl Script {
         }
         self.hear(streams[0], saved(open.generation, open.base, 0));
         self.persist()
+    }
+
+    /// Lets the next deadline pass that is not about signs of life; whoever is named gives them.
+    pub(super) fn wait_for(&mut self, alive: &[u64]) -> Vec<Effect> {
+        loop {
+            let at = self.engine.next_deadline().expect("someone is waited for");
+            let next = self.now + Duration::from_secs(1);
+            if at <= next {
+                return self.wait();
+            }
+            self.now = next;
+            for stream in alive {
+                let progress = Progress { generation: Generation(0), ranks: Vec::new() };
+                let effects = self.hear(*stream, FromWorker::Progress(progress));
+                if !effects.is_empty() {
+                    return effects;
+                }
+            }
+        }
     }
 
     /// Lets the next deadline pass.
@@ -237,4 +274,18 @@ pub(super) fn ended(effects: &[Effect]) -> Option<(ExitCode, String)> {
         Effect::End { code, reason } => Some((*code, reason.clone())),
         _ => None,
     })
+}
+
+/// Details of events of a kind.
+pub(super) fn notes(effects: &[Effect], of_kind: &str) -> Vec<serde_json::Value> {
+    let of = |record: Record| match record {
+        Record::Note { kind, detail, .. } if kind == of_kind => Some(detail),
+        _ => None,
+    };
+    records(effects).into_iter().filter_map(of).collect()
+}
+
+pub(super) fn progress(generation: Generation, rank: u32, beats: u64, is_waiting: bool) -> FromWorker {
+    let ranks = vec![RankProgress { rank: Rank(rank), beats, is_waiting }];
+    FromWorker::Progress(Progress { generation, ranks })
 }

@@ -4,8 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_proto::ids::{Epoch, Generation, Lineage, StateId, Step};
 use lockstep_proto::plan::Course;
+use lockstep_proto::split::num_chunks;
 
+use crate::engine::balance::Splits;
 use crate::engine::{CommittedStep, History, Record, StoredCheckpoint};
+
+/// That of [`super::script::recipe`].
+const CHUNK: u32 = 2;
 
 pub(super) fn stored(generation: u64, step: u64, epoch: u64) -> StoredCheckpoint {
     let state = StateId { lineage: Lineage(1), generation: Generation(generation), step: Step(step) };
@@ -21,6 +26,7 @@ pub(super) struct Tables {
     pub(super) checkpoints: BTreeMap<Step, StoredCheckpoint>,
     pub(super) generation: Generation,
     pub(super) world_size: u32,
+    pub(super) splits: Vec<(Step, Vec<u64>)>,
     pub(super) lineage: Lineage,
     pub(super) settled: Option<(lockstep_proto::message::DataIdentity, String, Option<String>)>,
     pub(super) finished: Option<(Step, String)>,
@@ -53,6 +59,7 @@ impl Tables {
                 assert_eq!(base.generation, self.generation_of(base.step), "and from a state that is in it");
                 self.generation = *generation;
                 self.world_size = members.len() as u32;
+                self.splits.clear();
                 self.lineage = *lineage;
             }
             Record::Committed(row) => {
@@ -66,6 +73,10 @@ impl Tables {
                 }
                 assert_eq!(position, at.batch.end());
                 assert_eq!(row.shards.len(), self.world_size as usize);
+                let splits = Splits::of(&self.history(|_| true), u32::MAX);
+                let counts = splits.shards(num_chunks(at.batch.len, CHUNK), row.step);
+                let has: Vec<u64> = row.shards.iter().map(|shard| shard.len.div_ceil(u64::from(CHUNK))).collect();
+                assert_eq!(has, counts.into_iter().map(u64::from).collect::<Vec<_>>(), "as was durable before");
                 if row.step.0 > 1 && course.at(Step(row.step.0 - 1)).ends_epoch {
                     let before = course.epoch_of(Step(row.step.0 - 1));
                     assert!(self.epochs.contains_key(&before), "an epoch's row comes before the next epoch's steps");
@@ -100,6 +111,11 @@ impl Tables {
                 self.lineage = *lineage;
                 self.num_rollbacks += 1;
             }
+            Record::Split { generation, from, costs } => {
+                assert_eq!((*generation, costs.len()), (self.generation, self.world_size as usize));
+                assert!(*from > self.committed(), "a split is durable before its first step");
+                self.splits.push((*from, costs.clone()));
+            }
             Record::Finished { step, state_sha256 } => self.finished = Some((*step, state_sha256.clone())),
             Record::Joined { .. } | Record::Left { .. } | Record::Note { .. } => {}
         }
@@ -116,6 +132,7 @@ impl Tables {
             settled: self.settled.clone(),
             generation: self.generation,
             world_size: self.world_size,
+            splits: self.splits.clone(),
             lineage: self.lineage,
             committed: self.committed(),
             spans,

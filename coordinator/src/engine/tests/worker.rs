@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use lockstep_proto::ids::{Epoch, Generation, Rank, StateId, Step, WorkerId};
 use lockstep_proto::message::{
-    CheckpointSaved, Close, Complaint, EvalReport, FromWorker, Halted, Hello, Open, PlanItem, Source, StepPlan,
-    StepReport, StepTimes, Synced, ToWorker,
+    CheckpointSaved, Close, Complaint, EvalReport, FromWorker, Halted, Hello, Open, PlanItem, Progress, RankProgress,
+    Source, StepPlan, StepReport, StepTimes, Synced, ToWorker,
 };
 
 use super::script;
@@ -89,6 +89,16 @@ impl Worker {
         self.outbox.clear();
         self.is_ready = false;
         self.hello.clone()
+    }
+
+    /// What it says of itself every second, once it may.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        let (generation, ranks) = match &self.open {
+            Some(open) => (open.generation, self.ranks(open)),
+            None => (Generation(0), Vec::new()),
+        };
+        let of = |rank| RankProgress { rank, beats: self.num_done, is_waiting: true };
+        self.is_ready.then(|| Progress { generation, ranks: ranks.into_iter().map(of).collect() })
     }
 
     fn say(&mut self, message: FromWorker) {
