@@ -107,7 +107,8 @@ impl Engine {
     pub(super) fn open_if_ready(&mut self) {
         let Phase::Gathering { until, hold } = self.phase else { return };
         // A stop opens a generation only to save what would be lost, with whoever is there.
-        let is_wanted = if self.stop.is_some() { self.would_lose_steps() } else { self.not_enough().is_none() };
+        let lack = self.not_enough();
+        let is_wanted = if self.stop.is_some() { self.would_lose_steps() } else { lack.is_none() };
         let is_expecting = (is_wanted || self.stop.is_some()) && self.expects_news();
         let hold = is_expecting.then(|| hold.unwrap_or(self.now.saturating_add(HOLD)));
         self.phase = Phase::Gathering { until, hold };
@@ -115,7 +116,18 @@ impl Engine {
             (_, Some(hold)) if self.now < hold => {}
             _ if is_wanted => self.open(),
             (Some(Stop { code, reason }), _) => self.end(*code, reason.clone()),
-            (None, _) => {}
+            (None, _) => self.say_what_is_waited_for(lack),
+        }
+    }
+
+    /// After a loss, whoever watches is told why nothing happens; once, until it changes.
+    fn say_what_is_waited_for(&mut self, lack: Option<String>) {
+        if self.last_trouble.is_some() && lack != self.waiting_for {
+            if let Some(lack) = &lack {
+                let seconds = self.config.join_timeout().as_secs_f64();
+                self.note("waiting", None, json!({ "because": lack, "at_most_s": seconds }));
+            }
+            self.waiting_for = lack;
         }
     }
 
@@ -130,6 +142,7 @@ impl Engine {
             );
             return self.end(ExitCode::Usage, reason);
         }
+        self.waiting_for = None;
         let base = self.choose_base();
         if !self.take_over(base.as_ref()) {
             return;

@@ -134,6 +134,8 @@ pub struct Engine {
     num_fruitless: u32,
     /// What went wrong last, for the reason of an end.
     last_trouble: Option<String>,
+    /// What is waited for since something went wrong, as it was last said.
+    waiting_for: Option<String>,
     /// The last worker that was refused, and why.
     last_refusal: Option<String>,
     pace: Pace,
@@ -175,6 +177,7 @@ impl Engine {
             stop: None,
             num_fruitless: 0,
             last_trouble: None,
+            waiting_for: None,
             last_refusal: None,
             pace: Pace::new(history.best),
             outbox: Outbox::default(),

@@ -214,3 +214,22 @@ fn a_finished_run_is_done_at_once() {
     let script = Script::resumed(recipe(), history);
     assert_eq!(ended(&script.effects).map(|(code, _)| code), Some(ExitCode::Done));
 }
+
+#[test]
+fn a_world_too_small_for_the_largest_shard_is_waited_with_and_filled_up_to_it() {
+    let mut recipe = recipe();
+    recipe.elastic.max_shard = 4; // of 8 samples: two replicas at least
+    let mut script = Script::new(recipe);
+    script.join(&[1]);
+    assert_eq!(opened(&script.persist()), None, "one replica cannot hold the batch");
+    script.join(&[2]);
+    let open = script.train(&[1, 2]);
+    script.pass_step_0(&[1, 2], &open);
+    script.on(Event::Disconnected { stream: StreamId(2), reason: "gone".into() });
+    let halted = lockstep_proto::message::Halted { generation: open.generation, state: Some(open.base) };
+    script.hear(1, FromWorker::Halted(halted));
+    let waiting = notes(&script.effects, "waiting");
+    assert!(waiting[0]["because"].as_str().is_some_and(|text| text.contains("elastic.max_shard = 4")), "{waiting:?}");
+    let (code, reason) = ended(&script.wait()).expect("not for ever");
+    assert!(code == ExitCode::TempFail && reason.contains("elastic.max_shard = 4"), "{reason}");
+}

@@ -28,7 +28,10 @@ fn too_few_are_left_75_naming_the_lost_one_and_resume() {
     script.pass_step_0(&[1, 2], &open);
     script.on(Event::Disconnected { stream: StreamId(2), reason: "connection reset".into() });
     script.hear(1, FromWorker::Halted(Halted { generation: open.generation, state: Some(open.base) }));
-    script.persist();
+    let waiting = notes(&script.effects, "waiting");
+    assert_eq!(waiting.len(), 1, "whoever watches is told: {:?}", script.effects);
+    assert_eq!(waiting[0]["because"], "1 of elastic.min_workers = 2 workers are there");
+    assert_eq!(notes(&script.persist(), "waiting").len(), 0, "once");
     let (code, reason) = ended(&script.wait()).expect("an end");
     assert_eq!(code, ExitCode::TempFail);
     for part in ["worker w2", "connection reset", "--resume", "1 of elastic.min_workers = 2"] {
