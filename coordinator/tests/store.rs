@@ -126,6 +126,22 @@ fn steps_that_are_cut_alike_share_one_split() {
 }
 
 #[test]
+fn how_the_steps_of_the_newest_generation_split_is_part_of_the_history() {
+    let run = tempfile::tempdir().unwrap();
+    let mut store = Store::open(run.path()).unwrap();
+    let split = |generation, from, costs: &[u64]| Record::Split {
+        generation: Generation(generation),
+        from: Step(from),
+        costs: costs.to_vec(),
+    };
+    store.write(&four_steps()).unwrap();
+    store.write(&[split(1, 6, &[9, 1]), opened(2, 4), split(2, 8, &[1, 3]), split(2, 30, &[1, u64::MAX])]).unwrap();
+    kill(store, &run);
+    let (history, _) = Store::open(run.path()).unwrap().load_history().unwrap();
+    assert_eq!(history.splits, [(Step(8), vec![1, 3]), (Step(30), vec![1, u64::MAX])]);
+}
+
+#[test]
 fn an_epochs_row_is_computed_from_its_steps() {
     let run = tempfile::tempdir().unwrap();
     let mut store = Store::open(run.path()).unwrap();
