@@ -107,8 +107,14 @@ impl Speeds {
         self.recent.iter().map(median).collect()
     }
 
+    /// As if nobody had been named yet.
+    #[cfg(test)]
+    pub(super) fn forget_who_was_named(&mut self) {
+        self.named.clear();
+    }
+
     /// Ranks that are slow, with how many times slower than the median rank (of two, the faster), not named before.
-    fn stragglers(&mut self) -> Vec<(Rank, f64, f64)> {
+    pub(super) fn stragglers(&mut self) -> Vec<(Rank, f64, f64)> {
         let medians = self.medians();
         let mut sorted: Vec<f64> = medians.iter().flatten().copied().collect();
         sorted.sort_by(f64::total_cmp);

@@ -4,7 +4,9 @@ use lockstep_proto::ids::Step;
 use lockstep_proto::message::{FromWorker, Open, PlanItem, StepTimes, ToWorker};
 use lockstep_proto::recipe::Recipe;
 
+use super::cluster::Random;
 use super::script::*;
+use crate::engine::balance::Speeds;
 use crate::engine::{Effect, Record};
 
 fn long(balance: bool) -> Recipe {
@@ -130,4 +132,44 @@ fn a_restarted_coordinator_knows_how_steps_were_split() {
     let rows: Vec<_> = script.log.iter().filter(|record| matches!(record, Record::Committed(_))).cloned().collect();
     assert_eq!(rows.len(), 1, "{:?}", script.log);
     tables.apply(&rows[0], &course); // which compares its shards with what is durable
+}
+
+/// Seconds a chunk as a busy machine has them: around 10 ms, every thirtieth one five times as long.
+fn noisy(random: &mut Random) -> f64 {
+    let spread = 0.7 + 0.6 * random.below(1000) as f64 / 1000.0;
+    0.010 * spread * if random.below(30) == 0 { 5.0 } else { 1.0 }
+}
+
+/// Ranks that are named in `num_steps` steps of eight ranks, of which the last is `factor` times slower; and when first.
+fn named(seed: u64, num_steps: u64, factor: f64) -> (u64, Option<u64>) {
+    let mut random = Random::new(seed);
+    let (mut speeds, shards) = (Speeds::new(8), [2; 8]);
+    let (mut num_named, mut first) = (0, None);
+    for step in 1..=num_steps {
+        let report = |rank: u32| {
+            let mut report = step_report(lockstep_proto::ids::Generation(1), rank, step);
+            report.times.compute = 2.0 * noisy(&mut random) * if rank == 7 { factor } else { 1.0 };
+            report
+        };
+        let reports: Vec<_> = (0..8).map(report).collect();
+        speeds.add(&shards, &reports);
+        for (rank, ..) in speeds.stragglers() {
+            num_named += 1;
+            first = first.or((rank.0 == 7).then_some(step));
+        }
+        speeds.forget_who_was_named();
+    }
+    (num_named, first)
+}
+
+#[test]
+fn in_ten_thousand_noisy_steps_nobody_is_named_who_is_not_slow() {
+    assert_eq!(named(1, 10_000, 1.0), (0, None));
+}
+
+#[test]
+fn a_three_times_slower_rank_is_found_in_noise_within_twenty_steps_in_a_thousand_trials() {
+    let latest = (1..=1000).map(|seed| named(seed, 20, 3.0).1.expect("named")).max();
+    assert!(latest <= Some(20), "{latest:?}");
+    println!("named at step {latest:?} at the latest");
 }
