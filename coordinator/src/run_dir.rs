@@ -8,6 +8,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::recipe::{Recipe, RecipeError};
@@ -20,6 +21,9 @@ use crate::store::{self, StoreError};
 
 const RECIPE: &str = "recipe.toml";
 const NONCE: &str = ".nonce";
+
+/// Nobody writes at one checkpoint for so long.
+const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +177,10 @@ impl RunDir {
         for entry in entries.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if [".upload-", ".old-", ".deleted-"].iter().any(|prefix| name.starts_with(prefix)) {
+            // A worker that outlived the last coordinator may be writing: what is in hand is young.
+            let is_left_behind = name.contains(".tmp-") && is_older(&entry, LEFT_BEHIND);
+            let is_ours = [".upload-", ".old-", ".deleted-"].iter().any(|prefix| name.starts_with(prefix));
+            if is_ours || is_left_behind {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
@@ -303,4 +310,9 @@ fn nonce(path: &Path) -> Result<String, RunDirError> {
         }
         Err(error) => Err(io(error)),
     }
+}
+
+fn is_older(entry: &fs::DirEntry, than: Duration) -> bool {
+    let age = entry.metadata().and_then(|found| found.modified()).map(|at| at.elapsed().unwrap_or_default());
+    age.is_ok_and(|age| age > than)
 }

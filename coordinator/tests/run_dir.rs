@@ -95,3 +95,24 @@ fn a_run_without_its_recipe_says_so() {
     assert_eq!(error.exit_code(), ExitCode::NoInput);
     assert!(error.to_string().contains("has lost its recipe.toml"), "{error}");
 }
+
+#[tokio::test]
+async fn what_killed_writers_left_behind_goes_and_what_may_be_in_hand_stays() {
+    let root = tempfile::tempdir().unwrap();
+    RunDir::prepare(root.path(), &recipe(), false).unwrap();
+    lockstep_coordinator::store::Store::open(root.path()).unwrap().close().unwrap();
+    let checkpoints = root.path().join("checkpoints");
+    let folder = |name: &str| {
+        let folder = checkpoints.join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    };
+    let (young, old) = (folder(".step-3.tmp-7"), folder(".step-3.tmp-8"));
+    let (upload, checkpoint) = (folder(".upload-9"), folder("step-3"));
+    for folder in [&old, &checkpoint] {
+        let hours_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
+        std::fs::File::open(folder).unwrap().set_modified(hours_ago).unwrap();
+    }
+    lockstep_coordinator::Coordinator::bind(common::config(root.path(), true)).await.unwrap();
+    assert_eq!([young, old, upload, checkpoint].map(|folder| folder.exists()), [true, false, false, true]);
+}

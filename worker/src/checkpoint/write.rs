@@ -31,6 +31,7 @@ pub fn write(checkpoints: &Path, snapshot: &Snapshot) -> Result<Saved, Checkpoin
         sync(checkpoints)?;
         Ok(Saved { dir, bytes })
     });
+    crash_point();
     // After a success this is what was there before, if anything.
     let _ = fs::remove_dir_all(&temporary);
     result
@@ -64,6 +65,7 @@ pub(super) fn stage(folder: &Path, snapshot: &Snapshot) -> Result<u64, Checkpoin
         scheduled: snapshot.scheduled.clone(),
         files,
     };
+    crash_point();
     manifest.write(folder).map_err(|error| match error {
         ManifestError::Io { path, error } => CheckpointError::Write { path, source: error },
         other => other.into(),
@@ -97,8 +99,11 @@ pub(crate) fn serialize(
 /// Creates or replaces a file and sees it onto the disk.
 fn put(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let refuse = |source| CheckpointError::Write { path: path.to_owned(), source };
+    crash_point();
     let mut file = File::create(path).map_err(refuse)?;
+    crash_point();
     file.write_all(bytes).map_err(refuse)?;
+    crash_point();
     file.sync_all().map_err(refuse)
 }
 
@@ -117,10 +122,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> 
 }
 
 fn make_dir(path: &Path) -> Result<(), CheckpointError> {
+    crash_point();
     fs::create_dir_all(path).map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
 }
 
 fn sync(folder: &Path) -> Result<(), CheckpointError> {
+    crash_point();
     File::open(folder)
         .and_then(|file| file.sync_all())
         .map_err(|source| CheckpointError::Write { path: folder.to_owned(), source })
@@ -130,6 +137,7 @@ fn sync(folder: &Path) -> Result<(), CheckpointError> {
 fn publish(temporary: &Path, place: &Path) -> Result<(), CheckpointError> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     let refuse = |source| CheckpointError::Write { path: place.to_owned(), source };
+    crash_point();
     if !place.exists() {
         return fs::rename(temporary, place).map_err(refuse);
     }
@@ -140,17 +148,41 @@ fn publish(temporary: &Path, place: &Path) -> Result<(), CheckpointError> {
     // checkpoints and the finished hidden folder.
     let aside: PathBuf = temporary.with_extension("old");
     fs::rename(place, &aside).map_err(refuse)?;
+    crash_point();
     fs::rename(temporary, place).map_err(refuse)?;
     let _ = fs::remove_dir_all(&aside);
     Ok(())
 }
 
+/// Where a test lets the process die; in the product, nothing.
+#[cfg(not(test))]
+fn crash_point() {}
+
+#[cfg(test)]
+use tests::crash_point;
+
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
     use lockstep_proto::ids::{Epoch, Generation, Lineage, StateId};
 
     use super::*;
     use crate::checkpoint::read;
+
+    thread_local! {
+        /// Points that are yet to be passed before the next crash.
+        static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    /// Dies here, if it is this one's turn: nothing is cleaned up.
+    pub(super) fn crash_point() {
+        match LEFT.get() {
+            Some(0) => resume_unwind(Box::new("a crash")),
+            left => LEFT.set(left.map(|left| left - 1)),
+        }
+    }
 
     fn snapshot(step: u64, first: f32) -> Snapshot {
         let tensor = |name: &str, value: f32| Named {
@@ -246,6 +278,41 @@ mod tests {
         assert_eq!(read(&folder.path().join("step-1")).unwrap().model, snapshot(1, 1.0).model);
         write(folder.path(), &snapshot(1, 2.0)).unwrap();
         assert_eq!(names(folder.path()), ["step-1"]);
+    }
+
+    #[test]
+    fn killed_before_any_of_its_writes_there_is_always_a_loadable_checkpoint() {
+        let mut num_points = 0;
+        for is_again in [false, true] {
+            for point in 0.. {
+                let folder = tempfile::tempdir().unwrap();
+                write(folder.path(), &snapshot(1, 1.0)).unwrap();
+                let before = if is_again { Some(write(folder.path(), &snapshot(2, 2.0)).unwrap()) } else { None };
+                LEFT.set(Some(point));
+                let died = catch_unwind(AssertUnwindSafe(|| write(folder.path(), &snapshot(2, 7.0)))).is_err();
+                LEFT.set(None);
+                if !died {
+                    num_points += point;
+                    break;
+                }
+                let loaded = |step: &str| read(&folder.path().join(step)).map(|loaded| loaded.model);
+                assert_eq!(loaded("step-1").unwrap(), snapshot(1, 1.0).model, "point {point}");
+                // The one in hand is the old one, the new one or not there; never anything else.
+                match loaded("step-2") {
+                    Ok(model) if model == snapshot(2, 7.0).model => {}
+                    Ok(model) => assert!(before.is_some() && model == snapshot(2, 2.0).model, "point {point}"),
+                    Err(error) => {
+                        assert!(before.is_none() && error.to_string().contains("manifest.json"), "{point}: {error}")
+                    }
+                }
+                // Whoever comes next is not in the way of what was left behind.
+                write(folder.path(), &snapshot(2, 8.0)).unwrap();
+                assert_eq!(names(folder.path()), ["step-1", "step-2"], "point {point}");
+                assert_eq!(loaded("step-2").unwrap(), snapshot(2, 8.0).model);
+            }
+        }
+        assert!(num_points >= 20, "{num_points} points");
+        println!("{num_points} points");
     }
 
     #[test]
