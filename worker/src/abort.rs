@@ -2,13 +2,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lockstep_collective::{Collective, Listener};
+use lockstep_collective::Collective;
 use lockstep_proto::ids::Generation;
+
+use crate::door::Door;
 
 /// Holds the collective of the open generation, so that another thread can abort it; and remembers what was closed,
 /// so that a collective that comes to be only afterwards is aborted too.
 pub struct AbortSlot {
-    listener: Arc<Listener>,
+    door: Arc<dyn Door>,
     slot: Mutex<Slot>,
 }
 
@@ -19,16 +21,16 @@ struct Slot {
 }
 
 impl AbortSlot {
-    /// For the replica that listens there.
-    pub fn new(listener: Arc<Listener>) -> Self {
-        Self { listener, slot: Mutex::default() }
+    /// For the replica that meets others there.
+    pub fn new(door: Arc<dyn Door>) -> Self {
+        Self { door, slot: Mutex::default() }
     }
 
     /// Aborts generation `generation` and all before it, now and in future.
     pub fn close(&self, generation: Generation) {
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         slot.closed = slot.closed.max(Some(generation));
-        self.listener.cancel(generation);
+        self.door.cancel(generation);
         if let Some(collective) = slot.collective.take() {
             collective.abort();
         }

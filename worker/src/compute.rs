@@ -80,6 +80,15 @@ impl ComputeError {
     }
 }
 
+impl From<ComputeError> for Exit {
+    fn from(error: ComputeError) -> Self {
+        match error {
+            ComputeError::Fatal(exit) => exit,
+            ComputeError::Collective(error) => Self::new(ExitCode::Software, error.to_string()),
+        }
+    }
+}
+
 /// A replica's state and what can be done to it. Lives in one thread.
 pub trait Compute {
     /// Hash of the gradient of one fixed chunk. Leaves the state untouched.

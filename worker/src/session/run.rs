@@ -381,13 +381,12 @@ impl<W: Workshop> Session<W> {
         let farewell = async {
             self.abort(Generation(u64::MAX));
             if let Some(run) = self.run.take() {
-                let stop = tokio::task::spawn_blocking(move || {
-                    run.replicas.into_iter().for_each(|replica| replica.handle.join());
-                    if let Some(shared) = run.shared {
-                        shared.writer.finish();
-                    }
-                });
-                let _ = stop.await;
+                for replica in run.replicas {
+                    replica.handle.join().await;
+                }
+                if let Some(shared) = run.shared {
+                    shared.saver.finish().await;
+                }
             }
             while let Ok(event) = events.try_recv() {
                 if let Event::Message(message @ (FromWorker::CheckpointSaved(_) | FromWorker::Reported(_))) = event {
