@@ -1,17 +1,20 @@
 //! Configuration → bound → served: how the command runs a coordinator.
 
-use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::recipe::Recipe;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 
 use crate::artifacts::Artifacts;
 use crate::engine::{Effect, Engine, EngineConfig};
@@ -21,13 +24,13 @@ use crate::run_dir::{self, RunDir};
 use crate::runtime::Runtime;
 use crate::service::Service;
 use crate::status_file::{Published, StatusFile};
-use crate::store::{Store, Writer};
+use crate::store::{Store, Writer, Writing};
 
 /// Inputs that wait for the runtime; more wait in their streams.
 const INPUTS: usize = 1024;
-/// A dead peer is noticed within the sum of these two.
-const PING_EVERY: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that does not answer a ping is gone within `elastic.stall_timeout_s`, of which so manyth is between two pings:
+/// so one that hears nothing is found too.
+const PINGS: u32 = 3;
 /// How long calls may take to end once the run is over.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -65,6 +68,12 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Bound {
     listener: TcpListener,
+    opened: Opened,
+}
+
+/// A coordinator that holds its run; connections come from the caller.
+#[derive(Debug)]
+pub struct Opened {
     address: SocketAddr,
     token: Option<String>,
     published: Published,
@@ -76,6 +85,7 @@ pub struct Bound {
 struct Run {
     run_dir: RunDir,
     run_id: String,
+    stall_timeout: Duration,
     store: Store,
     artifacts: Artifacts,
     engine: Engine,
@@ -100,14 +110,24 @@ impl Coordinator {
         let listen = |error| CoordinatorError::Listen { address: wanted, error };
         let listener = TcpListener::bind(wanted).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let token = config.token.clone();
+        let config = CoordinatorConfig { listen: address, ..config };
         // Hashes checkpoints: seconds, when they are large.
-        let run = match tokio::task::spawn_blocking(move || Run::open(config)).await {
-            Ok(run) => run?,
+        let opened = match tokio::task::spawn_blocking(move || Self::open(config)).await {
+            Ok(opened) => opened?,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
+        Ok(Bound { listener, opened })
+    }
+
+    /// The same without the address: `config.listen` is only what others are told. Blocks.
+    ///
+    /// # Errors
+    /// As for [`bind`](Self::bind).
+    pub fn open(config: CoordinatorConfig) -> Result<Opened, CoordinatorError> {
+        let (address, token) = (config.listen, config.token.clone());
+        let run = Run::open(config)?;
         let published = StatusFile::publish(run.run_dir.path(), address, &run.run_id)?;
-        Ok(Bound { listener, address, token, published, run })
+        Ok(Opened { address, token, published, run })
     }
 }
 
@@ -125,6 +145,7 @@ impl Run {
         let artifacts = Artifacts::open(run_dir.path(), &store, recipe.log.tensorboard)?;
         let run_id = store.run_id().to_owned();
         let final_state_sha256 = store.final_state_sha256()?;
+        let stall_timeout = Duration::from_secs_f64(recipe.elastic.stall_timeout_s);
         let engine_config = EngineConfig {
             recipe,
             run_id: run_id.clone(),
@@ -133,7 +154,7 @@ impl Run {
         };
         match Engine::new(engine_config, history) {
             Ok((engine, effects)) => {
-                Ok(Self { run_dir, run_id, store, artifacts, engine, final_state_sha256, effects })
+                Ok(Self { run_dir, run_id, stall_timeout, store, artifacts, engine, final_state_sha256, effects })
             }
             Err(error) => {
                 store.close()?;
@@ -146,17 +167,17 @@ impl Run {
 impl Bound {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.opened.address
     }
 
     /// The run directory, absolute.
     pub fn run_dir(&self) -> &Path {
-        self.run.run_dir.path()
+        self.opened.run.run_dir.path()
     }
 
     /// Identity of the run.
     pub fn run_id(&self) -> &str {
-        &self.run.run_id
+        &self.opened.run.run_id
     }
 
     /// Serves the run to its end. When `shutdown` resolves, with the reason, the run is asked to end as resumable;
@@ -169,9 +190,29 @@ impl Bound {
         shutdown: impl Future<Output = String>,
         observer: mpsc::Sender<Progress>,
     ) -> Result<Outcome, CoordinatorError> {
-        let Self { listener, address, token, published, run } = self;
+        self.opened.serve(TcpListenerStream::new(self.listener), Writing::Thread, shutdown, observer).await
+    }
+}
+
+impl Opened {
+    /// Serves the run to its end, over the connections of `incoming`. See [`Bound::serve`].
+    ///
+    /// # Errors
+    /// When it cannot begin. Whatever goes wrong afterwards is in the outcome.
+    pub async fn serve<S>(
+        self,
+        incoming: impl Stream<Item = io::Result<S>> + Send + 'static,
+        writing: Writing,
+        shutdown: impl Future<Output = String>,
+        observer: mpsc::Sender<Progress>,
+    ) -> Result<Outcome, CoordinatorError>
+    where
+        S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
+        let Self { address, token, published, run } = self;
         let path = run.run_dir.path().to_owned();
-        let writer = Writer::start(run.store, run.artifacts, observer.clone())
+        let stall = run.stall_timeout;
+        let writer = Writer::start(run.store, run.artifacts, observer.clone(), writing)
             .map_err(|error| CoordinatorError::Io { path: path.clone(), error })?;
         let (inputs, received) = mpsc::channel(INPUTS);
         let (status, seen) = watch::channel(Default::default());
@@ -182,11 +223,11 @@ impl Bound {
         let mut server = JoinSet::new();
         server.spawn(
             Server::builder()
-                .http2_keepalive_interval(Some(PING_EVERY))
-                .http2_keepalive_timeout(Some(PING_TIMEOUT))
+                .http2_keepalive_interval(Some(stall / PINGS))
+                .http2_keepalive_timeout(Some(stall - stall / PINGS))
                 .tcp_nodelay(true)
                 .add_service(service.into_server(token.as_deref()))
-                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+                .serve_with_incoming_shutdown(incoming, async {
                     let _ = is_over.await;
                 }),
         );

@@ -25,6 +25,6 @@ mod service;
 pub mod status_file;
 pub mod store;
 
-pub use coordinator::{Bound, Coordinator, CoordinatorConfig, Outcome};
+pub use coordinator::{Bound, Coordinator, CoordinatorConfig, Opened, Outcome};
 pub use error::CoordinatorError;
 pub use progress::Progress;

@@ -1,15 +1,19 @@
-//! How a session reaches a replica that is blocked in a collective.
+//! How a session reaches a replica that is blocked in a collective, and sees whether it gets on.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lockstep_collective::{Collective, Listener};
+use lockstep_collective::Collective;
 use lockstep_proto::ids::Generation;
+
+use crate::door::Door;
+use crate::pulse::Pulse;
 
 /// Holds the collective of the open generation, so that another thread can abort it; and remembers what was closed,
 /// so that a collective that comes to be only afterwards is aborted too.
 pub struct AbortSlot {
-    listener: Arc<Listener>,
+    door: Arc<dyn Door>,
     slot: Mutex<Slot>,
+    pulse: Arc<Pulse>,
 }
 
 #[derive(Default)]
@@ -19,16 +23,21 @@ struct Slot {
 }
 
 impl AbortSlot {
-    /// For the replica that listens there.
-    pub fn new(listener: Arc<Listener>) -> Self {
-        Self { listener, slot: Mutex::default() }
+    /// For the replica that meets others there.
+    pub fn new(door: Arc<dyn Door>) -> Self {
+        Self { door, slot: Mutex::default(), pulse: Arc::default() }
+    }
+
+    /// What the replica counts.
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
     }
 
     /// Aborts generation `generation` and all before it, now and in future.
     pub fn close(&self, generation: Generation) {
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         slot.closed = slot.closed.max(Some(generation));
-        self.listener.cancel(generation);
+        self.door.cancel(generation);
         if let Some(collective) = slot.collective.take() {
             collective.abort();
         }

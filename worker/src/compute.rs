@@ -89,6 +89,15 @@ impl ComputeError {
     }
 }
 
+impl From<ComputeError> for Exit {
+    fn from(error: ComputeError) -> Self {
+        match error {
+            ComputeError::Fatal(exit) => exit,
+            error => Self::new(ExitCode::Software, error.to_string()),
+        }
+    }
+}
+
 /// A replica's state and what can be done to it. Lives in one thread.
 pub trait Compute {
     /// From now on what gets done is counted here.

@@ -1,12 +1,17 @@
 //! Reaching the coordinator: with patience, a token, and a deadline.
 
-use std::time::{Duration, Instant};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::WorkerId;
 use lockstep_proto::message::{FromWorker, Hello, ToWorker, Welcome};
 use lockstep_proto::wire::pb;
 use lockstep_proto::wire::pb::lockstep_client::LockstepClient;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -32,6 +37,20 @@ pub struct Coordinator {
     endpoint: Endpoint,
     url: String,
     token: Token,
+    dialer: Dialer,
+}
+
+/// How an endpoint becomes a connection.
+pub type Dial =
+    dyn Fn(Endpoint) -> Pin<Box<dyn Future<Output = Result<Channel, tonic::transport::Error>> + Send>> + Send + Sync;
+
+#[derive(Clone)]
+struct Dialer(Arc<Dial>);
+
+impl std::fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Dialer")
+    }
 }
 
 /// Puts the token into every call.
@@ -73,7 +92,14 @@ impl Coordinator {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(2 * KEEP_ALIVE)
             .keep_alive_while_idle(true);
-        Ok(Self { endpoint, url, token: Token(token.transpose()?) })
+        let dialer = Dialer(Arc::new(|endpoint| Box::pin(async move { endpoint.connect().await })));
+        Ok(Self { endpoint, url, token: Token(token.transpose()?), dialer })
+    }
+
+    /// Reaches it by another way than the system's TCP, as a simulation does.
+    pub fn dialed_by(mut self, dial: Arc<Dial>) -> Self {
+        self.dialer = Dialer(dial);
+        self
     }
 
     /// As given, with its scheme.
@@ -94,7 +120,8 @@ impl Coordinator {
     /// # Errors
     /// `Unavailable`, with the cause.
     pub async fn client(&self) -> Result<Client, Status> {
-        let channel = self.endpoint.connect().await.map_err(|error| Status::unavailable(innermost(&error)))?;
+        let channel =
+            (self.dialer.0)(self.endpoint.clone()).await.map_err(|error| Status::unavailable(innermost(&error)))?;
         Ok(LockstepClient::with_interceptor(channel, self.token.clone()))
     }
 
@@ -103,7 +130,7 @@ impl Coordinator {
     /// # Errors
     /// Refused, with the coordinator's reason; or not reached in time, with the URL and the last cause.
     pub async fn dial(&self, hello: &Hello, patience: Duration) -> Result<Link, Exit> {
-        let mut backoff = Backoff::until(patience);
+        let mut backoff = Backoff::until(patience, &hello.worker);
         loop {
             let cause = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.greet(hello)).await {
                 Ok(Ok(link)) => return Ok(link),
@@ -220,15 +247,19 @@ fn innermost(error: &dyn std::error::Error) -> String {
 pub struct Backoff {
     end: Instant,
     next: Duration,
+    /// Hash of whose waits they are, and of those before.
+    salt: DefaultHasher,
 }
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(100);
     const MOST: Duration = Duration::from_secs(5);
 
-    /// Starts now.
-    pub fn until(patience: Duration) -> Self {
-        Self { end: Instant::now() + patience, next: Self::FIRST }
+    /// Starts now. Names are unique, so each worker has waits of its own.
+    pub fn until(patience: Duration, worker: &WorkerId) -> Self {
+        let mut salt = DefaultHasher::new();
+        worker.hash(&mut salt);
+        Self { end: Instant::now() + patience, next: Self::FIRST, salt }
     }
 
     /// How long to wait before the next try; `None` when there is none any more.
@@ -238,7 +269,8 @@ impl Backoff {
             return None;
         }
         // 50–100 %, so that workers which lost the coordinator together do not come back together.
-        let jitter = 0.5 + 0.5 * f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
+        self.next.hash(&mut self.salt);
+        let jitter = 0.5 + 0.5 * (self.salt.finish() >> 56) as f64 / 255.0;
         let wait = self.next.mul_f64(jitter).min(left);
         self.next = (self.next * 2).min(Self::MOST);
         Some(wait)
@@ -268,7 +300,7 @@ mod tests {
         let hello = Hello {
             protocol: 1,
             build: "test".into(),
-            worker: lockstep_proto::ids::WorkerId("w".into()),
+            worker: WorkerId("w".into()),
             host: "h".into(),
             pid: 1,
             devices: vec!["cpu".into()],
@@ -282,9 +314,10 @@ mod tests {
 
     #[test]
     fn waits_grow_and_end() {
-        let mut backoff = Backoff::until(Duration::from_secs(3600));
+        let worker = WorkerId("w".into());
+        let mut backoff = Backoff::until(Duration::from_secs(3600), &worker);
         let waits: Vec<_> = (0..10).filter_map(|_| backoff.next_wait()).collect();
         assert!(waits[0] <= Backoff::FIRST && waits[9] >= Backoff::MOST / 2);
-        assert!(Backoff::until(Duration::ZERO).next_wait().is_none());
+        assert!(Backoff::until(Duration::ZERO, &worker).next_wait().is_none());
     }
 }

@@ -23,6 +23,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod compute;
 pub mod connect;
+pub mod door;
 pub mod evaluate_cmd;
 pub mod exit;
 pub mod export;

@@ -7,11 +7,12 @@
 //! After a failed collective the replica drops its end at once, so that its peers notice, complains, and ignores the
 //! rest of the plan until it is told to halt.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use lockstep_collective::{Collective, Listener, Solo, TcpMesh};
+use lockstep_collective::{Collective, Solo};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, Rank, StateId, Step, WorkerId};
 use lockstep_proto::message::{
@@ -22,8 +23,9 @@ use lockstep_proto::recipe::{Recipe, Reduction};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::abort::AbortSlot;
-use crate::checkpoint::{Place, Snapshot, Writer};
+use crate::checkpoint::{Place, Saver, Snapshot};
 use crate::compute::{Compute, ComputeError};
+use crate::door::Door;
 use crate::exit::Exit;
 use crate::gate::Gate;
 use crate::pulse::{Pulse, Watched};
@@ -102,7 +104,7 @@ pub struct Shared {
     /// Where checkpoints come from.
     pub place: Place,
     /// Saves them.
-    pub writer: Writer,
+    pub saver: Box<dyn Saver>,
     /// See [`Config`](crate::session::Config).
     pub fault_canary: bool,
     /// To the session.
@@ -110,74 +112,79 @@ pub struct Shared {
 }
 
 /// The session's end of a replica.
-pub struct Handle {
+pub trait Handle: Send {
+    /// Queues a command. A replica that has failed takes none; its failure is on its way as an event.
+    fn tell(&self, command: Command);
+
+    /// Aborts what the replica is blocked in, if it belongs to `generation` or one before.
+    fn abort(&self, generation: Generation);
+
+    /// What it got done so far, and whether it waits for others.
+    fn pulse(&self) -> (u64, bool);
+
+    /// Ends the replica after what it has in hand, and waits for it.
+    fn join(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// A replica in a thread of its own.
+pub struct Thread {
     /// In order.
     commands: Sender<Command>,
     abort: Arc<AbortSlot>,
-    pulse: Arc<Pulse>,
     thread: std::thread::JoinHandle<()>,
 }
 
-impl Handle {
+impl Thread {
     /// Starts the thread; `build` makes the state in it.
     ///
     /// # Errors
     /// The system gives no thread.
     pub fn spawn(
         index: u32,
-        listener: Listener,
+        door: Arc<dyn Door>,
         shared: Arc<Shared>,
         build: impl FnOnce() -> Result<Box<dyn Compute>, ComputeError> + Send + 'static,
     ) -> std::io::Result<Self> {
         let (commands, queue) = unbounded(); // bounded in fact by the plan window
-        let listener = Arc::new(listener);
-        let abort = Arc::new(AbortSlot::new(Arc::clone(&listener)));
+        let abort = Arc::new(AbortSlot::new(Arc::clone(&door)));
         let slot = Arc::clone(&abort);
-        let pulse = Arc::new(Pulse::default());
-        let counted = Arc::clone(&pulse);
         let thread = std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || {
             let events = shared.events.clone();
-            let result = build().and_then(|mut compute| {
-                compute.watch(Arc::clone(&counted));
-                Replica { index, listener, shared, abort: slot, pulse: counted, compute, world: None }.run(&queue)
-            });
+            let result = build().and_then(|compute| Replica::new(index, door, slot, shared, compute).run(&queue));
             if let Err(error) = result {
-                let exit = match error {
-                    ComputeError::Fatal(exit) => exit,
-                    error => Exit::new(ExitCode::Software, error.to_string()),
-                };
-                let _ = events.send(Event::Failed(exit));
+                let _ = events.send(Event::Failed(error.into()));
             }
         })?;
-        Ok(Self { commands, abort, pulse, thread })
-    }
-
-    /// Queues a command. A replica that has failed takes none; its failure is on its way as an event.
-    pub fn tell(&self, command: Command) {
-        let _ = self.commands.send(command);
-    }
-
-    /// Aborts what the replica is blocked in, if it belongs to `generation` or one before.
-    pub fn abort(&self, generation: Generation) {
-        self.abort.close(generation);
-    }
-
-    /// What it got done so far, and whether it waits for others.
-    pub fn pulse(&self) -> (u64, bool) {
-        self.pulse.read()
-    }
-
-    /// Ends the thread after what it has in hand, and waits for it.
-    pub fn join(self) {
-        drop(self.commands);
-        let _ = self.thread.join();
+        Ok(Self { commands, abort, thread })
     }
 }
 
-/// The thread's own data.
-struct Replica {
+impl Handle for Thread {
+    fn tell(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    fn abort(&self, generation: Generation) {
+        self.abort.close(generation);
+    }
+
+    fn pulse(&self) -> (u64, bool) {
+        self.abort.pulse().read()
+    }
+
+    fn join(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let Self { commands, thread, .. } = *self;
+        drop(commands);
+        Box::pin(async {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        })
+    }
+}
+
+/// One state, one rank of each generation. Everything here blocks; see [`Thread`].
+pub struct Replica {
     index: u32,
-    listener: Arc<Listener>,
+    door: Arc<dyn Door>,
     shared: Arc<Shared>,
     abort: Arc<AbortSlot>,
     pulse: Arc<Pulse>,
@@ -195,22 +202,53 @@ struct World {
 }
 
 impl Replica {
+    /// A replica that nobody was told of.
+    pub fn new(
+        index: u32,
+        door: Arc<dyn Door>,
+        abort: Arc<AbortSlot>,
+        shared: Arc<Shared>,
+        mut compute: Box<dyn Compute>,
+    ) -> Self {
+        let pulse = Arc::clone(abort.pulse());
+        compute.watch(Arc::clone(&pulse));
+        Self { index, door, shared, abort, pulse, compute, world: None }
+    }
+
     fn run(mut self, commands: &Receiver<Command>) -> Result<(), ComputeError> {
-        let wants_canary = self.index == 0 && self.shared.recipe.train.reduction == Reduction::Canonical;
-        let canary = if wants_canary { Some(self.canary()?) } else { None };
-        self.say(Event::Built { replica: self.index, canary });
+        self.begin()?;
         for command in commands {
-            match command {
-                Command::Open(opening) => self.open(opening)?,
-                Command::Item { number, item } => self.item(number, item)?,
-                Command::Halt { ticket } => {
-                    self.leave();
-                    self.say(Event::Halted { replica: self.index, ticket, state: self.compute.id() });
-                }
-            }
+            self.obey(command)?;
         }
         self.leave();
         Ok(())
+    }
+
+    /// Computes the canary, where it is wanted, and says that the replica is built.
+    ///
+    /// # Errors
+    /// The process cannot go on.
+    pub fn begin(&mut self) -> Result<(), ComputeError> {
+        let wants_canary = self.index == 0 && self.shared.recipe.train.reduction == Reduction::Canonical;
+        let canary = if wants_canary { Some(self.canary()?) } else { None };
+        self.say(Event::Built { replica: self.index, canary });
+        Ok(())
+    }
+
+    /// Does what it is told; what comes of it is an event.
+    ///
+    /// # Errors
+    /// The process cannot go on. A failed collective is none: it has been complained about.
+    pub fn obey(&mut self, command: Command) -> Result<(), ComputeError> {
+        match command {
+            Command::Open(opening) => self.open(opening),
+            Command::Item { number, item } => self.item(number, item),
+            Command::Halt { ticket } => {
+                self.leave();
+                self.say(Event::Halted { replica: self.index, ticket, state: self.compute.id() });
+                Ok(())
+            }
+        }
     }
 
     /// The canary, or another one where a test asks for a worker that cannot keep the bits.
@@ -254,10 +292,8 @@ impl Replica {
         if open.members.len() == 1 {
             return Ok(Arc::new(Solo::new()));
         }
-        let addresses: Vec<String> = open.members.iter().map(|member| member.address.clone()).collect();
         let deadline = Duration::from_secs_f64(self.shared.recipe.elastic.collective_timeout_s);
-        let mesh = TcpMesh::connect(&self.listener, open.generation, &open.rendezvous, rank, &addresses, deadline)?;
-        Ok(Arc::new(mesh))
+        Ok(self.door.meet(open, rank, deadline)?)
     }
 
     /// Does one thing of the plan, unless the replica stands still.
@@ -336,7 +372,7 @@ impl Replica {
             model,
             optimizer,
         };
-        self.pulse.wait(|| self.shared.writer.save(snapshot));
+        self.pulse.wait(|| self.shared.saver.save(snapshot));
         Ok(())
     }
 
@@ -385,7 +421,7 @@ impl Replica {
     }
 
     /// Drops the collective: peers that wait for this rank notice at once.
-    fn leave(&mut self) {
+    pub fn leave(&mut self) {
         self.abort.clear();
         self.compute.leave();
         self.world = None;

@@ -1,6 +1,6 @@
 //! When a checkpoint counts, and which are kept: the last few, the best, and never less than one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{StateId, Step};
@@ -18,6 +18,8 @@ use super::{Engine, Phase};
 pub(super) struct Shelf {
     /// Ascending by step, with the record of each (0: of a former life).
     stored: Vec<(StoredCheckpoint, Seq)>,
+    /// No longer kept. A writer whose acknowledgement was lost may speak of them again.
+    retired: BTreeSet<StateId>,
     /// Written, but their states are not in the history yet.
     pending: Vec<(CheckpointSaved, StreamId)>,
     /// Test error after each evaluated step, as far as known.
@@ -35,6 +37,7 @@ impl Shelf {
         stored.sort_by_key(|(checkpoint, _)| checkpoint.state.step);
         Self {
             stored,
+            retired: BTreeSet::new(),
             pending: Vec::new(),
             errors: history.best.into_iter().collect(),
             best: history.best,
@@ -125,6 +128,7 @@ impl Shelf {
             std::mem::take(&mut self.stored).into_iter().partition(|(checkpoint, _)| is_kept(checkpoint));
         self.stored = kept;
         let retired: Vec<(StoredCheckpoint, Seq)> = retired;
+        self.retired.extend(retired.iter().map(|(checkpoint, _)| checkpoint.state));
         retired.into_iter().map(|(checkpoint, _)| checkpoint).collect()
     }
 }
@@ -183,8 +187,8 @@ impl Engine {
         if state.step == self.ledger.committed() {
             self.shelf.state_is(state.step, state_sha256);
         }
-        if self.shelf.has(state.step) {
-            return; // two generations saved it: the same state
+        if self.shelf.has(state.step) || self.shelf.retired.contains(&state) {
+            return; // two generations saved it, or it was said twice: the same state
         }
         let best = self.shelf.is_best(state.step);
         let record = Record::CheckpointSaved { state, epoch, dir: dir.clone(), bytes, best };

@@ -11,7 +11,7 @@ use lockstep_proto::ids::Rank;
 use lockstep_proto::message::{Close, Complaint, Halted, ToWorker};
 use serde_json::json;
 
-use super::config::{HALT_TIMEOUT, MAX_FRUITLESS};
+use super::config::MAX_FRUITLESS;
 use super::event::StreamId;
 use super::members::Standing;
 use super::{Engine, Phase};
@@ -62,7 +62,7 @@ impl Engine {
         if !self.closed.as_ref().is_some_and(|closed| closed.is_failure) {
             self.closed = Some(Closed { reason: reason.to_owned(), at: self.now, is_failure });
         }
-        self.phase = Phase::Closing { until: self.now.saturating_add(HALT_TIMEOUT) };
+        self.phase = Phase::Closing { until: self.now.saturating_add(self.halt_timeout()) };
         if self.num_fruitless >= MAX_FRUITLESS {
             let reason = format!(
                 "{MAX_FRUITLESS} generations in a row failed without finishing a step; the last: {reason}; \

@@ -6,8 +6,6 @@ use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::Step;
 use lockstep_proto::recipe::Recipe;
 
-/// How long a worker may take to answer `Close`.
-pub(super) const HALT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the store may take to confirm a record.
 pub(super) const STORE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a new generation waits for what a worker is about to say about newer steps.

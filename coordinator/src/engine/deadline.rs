@@ -5,7 +5,7 @@ use std::time::Duration;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Rank, Step};
 
-use super::config::{HALT_TIMEOUT, STORE_TIMEOUT};
+use super::config::STORE_TIMEOUT;
 use super::event::StreamId;
 use super::members::Standing;
 use super::{Engine, Phase};
@@ -104,8 +104,9 @@ impl Engine {
                 }
             }
             Wait::Halt => {
+                let seconds = self.halt_timeout().as_secs_f64();
                 for stream in self.roster.standing(Standing::Halting) {
-                    self.evict(stream, &format!("did not halt within {} s", HALT_TIMEOUT.as_secs()));
+                    self.evict(stream, &format!("did not halt within {seconds} s"));
                 }
             }
         }

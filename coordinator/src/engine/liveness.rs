@@ -49,6 +49,11 @@ impl Engine {
         self.config.stall_timeout().max(steps)
     }
 
+    /// How long a worker may take to answer `Close`: its collectives are aborted, so less than a step.
+    pub(super) fn halt_timeout(&self) -> Duration {
+        self.stall_timeout()
+    }
+
     /// How long a rank that owes a report may get on with nothing.
     pub(super) fn patience(&self, at: &Progress) -> Duration {
         let has_committed = self.world.as_ref().is_some_and(|world| world.has_committed);

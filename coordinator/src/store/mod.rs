@@ -26,6 +26,7 @@ pub use reader::RunReader;
 pub use rows::{CheckpointRow, EpochRow, EventRow, LedgerRow, StepRow};
 pub use schema::SCHEMA_VERSION;
 pub(crate) use writer::{Answer, Writer};
+pub use writer::{Entry, Hurdle, Writing};
 
 use crate::clock;
 use crate::engine::{History, Record};

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::pin::Pin;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::sync::mpsc::error::TrySendError as TaskSendError;
 use tokio::sync::{mpsc, watch};
 
 use super::{Store, StoreError};
@@ -18,6 +20,27 @@ const QUEUE: usize = 4096;
 /// How often an idle thread prolongs the lease; a third of its term at most.
 const RENEWAL: Duration = Duration::from_secs(4);
 
+/// A record with its number.
+pub type Entry = (Seq, Record);
+
+/// Where the store's writer runs.
+pub enum Writing {
+    /// In a thread of its own: SQLite blocks. What a process wants.
+    Thread,
+    /// In a task of the caller's runtime, around each transaction a hurdle. What a simulation wants: its time is not
+    /// that of a thread, and its coordinators die in the middle of a write.
+    Task(Box<dyn Hurdle>),
+}
+
+/// Stands before and behind every transaction. A future that never ends is a coordinator that stops there.
+pub trait Hurdle: Send + 'static {
+    /// Nothing of the group is written yet.
+    fn before<'a>(&'a mut self, group: &'a [Entry]) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+    /// All of it is durable, and nobody knows yet.
+    fn after<'a>(&'a mut self, group: &'a [Entry]) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+}
+
 /// How far the store is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Answer {
@@ -29,30 +52,78 @@ pub(crate) struct Answer {
     pub(crate) last_event: Option<String>,
 }
 
-/// The runtime's end of the thread. Never blocks: what the queue does not take waits here, bounded by the engine's own
+/// The runtime's end of the writer. Never blocks: what the queue does not take waits here, bounded by the engine's own
 /// window, which does not move before its records are durable.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    queue: SyncSender<(Seq, Record)>,
-    backlog: VecDeque<(Seq, Record)>,
+    queue: Queue,
+    backlog: VecDeque<Entry>,
     answers: watch::Receiver<Answer>,
     is_over: bool,
-    thread: JoinHandle<Result<(), StoreError>>,
+    end: End,
+}
+
+/// The way to the writer.
+#[derive(Debug)]
+enum Queue {
+    Thread(SyncSender<Entry>),
+    Task(mpsc::Sender<Entry>),
+}
+
+/// Its result, in time.
+#[derive(Debug)]
+enum End {
+    Thread(JoinHandle<Result<(), StoreError>>),
+    Task(tokio::task::JoinHandle<Result<(), StoreError>>),
+}
+
+impl Queue {
+    /// Gives an entry back that finds no room.
+    fn offer(&self, entry: Entry) -> Option<Entry> {
+        // A writer that has ended takes none, and its answer says why.
+        match self {
+            Self::Thread(queue) => match queue.try_send(entry) {
+                Err(TrySendError::Full(entry)) => Some(entry),
+                Ok(()) | Err(TrySendError::Disconnected(_)) => None,
+            },
+            Self::Task(queue) => match queue.try_send(entry) {
+                Err(TaskSendError::Full(entry)) => Some(entry),
+                Ok(()) | Err(TaskSendError::Closed(_)) => None,
+            },
+        }
+    }
 }
 
 impl Writer {
-    /// Starts the thread.
-    pub(crate) fn start(store: Store, artifacts: Artifacts, observer: mpsc::Sender<Progress>) -> io::Result<Self> {
-        let (queue, records) = sync_channel(QUEUE);
+    /// Starts it.
+    pub(crate) fn start(
+        store: Store,
+        artifacts: Artifacts,
+        observer: mpsc::Sender<Progress>,
+        writing: Writing,
+    ) -> io::Result<Self> {
         let (answer, answers) = watch::channel(Answer::default());
-        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
-            let result = Loop { store, artifacts, observer, answer: answer.clone() }.run(&records);
+        let work = Loop { store, artifacts, observer, answer: answer.clone() };
+        let ended = move |result: Result<(), StoreError>| {
             if let Err(error) = &result {
                 answer.send_modify(|answer| answer.failed = Some(error.to_string()));
             }
             result
-        })?;
-        Ok(Self { queue, backlog: VecDeque::new(), answers, is_over: false, thread })
+        };
+        let (queue, end) = match writing {
+            Writing::Thread => {
+                let (queue, records) = sync_channel(QUEUE);
+                let thread =
+                    std::thread::Builder::new().name("store".to_owned()).spawn(move || ended(work.run(&records)))?;
+                (Queue::Thread(queue), End::Thread(thread))
+            }
+            Writing::Task(hurdle) => {
+                let (queue, records) = mpsc::channel(QUEUE);
+                let task = tokio::spawn(async move { ended(work.run_over(hurdle, records).await) });
+                (Queue::Task(queue), End::Task(task))
+            }
+        };
+        Ok(Self { queue, backlog: VecDeque::new(), answers, is_over: false, end })
     }
 
     /// Hands a record over.
@@ -64,14 +135,9 @@ impl Writer {
     /// Hands over what waits here, as far as the queue takes it.
     pub(crate) fn flush(&mut self) {
         while let Some(next) = self.backlog.pop_front() {
-            match self.queue.try_send(next) {
-                Ok(()) => {}
-                Err(TrySendError::Full(next)) => {
-                    self.backlog.push_front(next);
-                    return;
-                }
-                // The thread ended, and its answer says why.
-                Err(TrySendError::Disconnected(_)) => return,
+            if let Some(next) = self.queue.offer(next) {
+                self.backlog.push_front(next);
+                return;
             }
         }
     }
@@ -82,16 +148,16 @@ impl Writer {
             return self.answers.borrow_and_update().clone();
         }
         if self.is_over {
-            // The thread is gone and its last answer was seen: nothing more will come.
+            // The writer is gone and its last answer was seen: nothing more will come.
             std::future::pending::<()>().await;
         }
         self.is_over = true;
         let mut last = self.answers.borrow().clone();
-        last.failed.get_or_insert_with(|| "the store's thread ended".to_owned());
+        last.failed.get_or_insert_with(|| "the store's writer ended".to_owned());
         last
     }
 
-    /// Writes what is left, gives the lease up, ends the thread.
+    /// Writes what is left, gives the lease up, ends the writer.
     pub(crate) async fn finish(mut self) -> Result<(), StoreError> {
         while !self.backlog.is_empty() && self.answers.borrow_and_update().failed.is_none() {
             self.flush();
@@ -100,9 +166,13 @@ impl Writer {
             }
         }
         drop(self.queue);
-        match tokio::task::spawn_blocking(move || self.thread.join()).await {
+        let joined = match self.end {
+            End::Thread(thread) => tokio::task::spawn_blocking(move || thread.join()).await,
+            End::Task(task) => Ok(task.await.map_err(|error| Box::new(error) as Box<dyn std::any::Any + Send>)),
+        };
+        match joined {
             Ok(Ok(result)) => result,
-            // A panic of the thread is a defect of this program, never the end of a run in good order.
+            // A panic of the writer is a defect of this program, never the end of a run in good order.
             Ok(Err(panic)) => std::panic::resume_unwind(panic),
             Err(error) => std::panic::resume_unwind(Box::new(error)),
         }
@@ -117,7 +187,7 @@ struct Loop {
 }
 
 impl Loop {
-    fn run(mut self, records: &Receiver<(Seq, Record)>) -> Result<(), StoreError> {
+    fn run(mut self, records: &Receiver<Entry>) -> Result<(), StoreError> {
         loop {
             let mut group = Vec::new();
             match records.recv_timeout(RENEWAL) {
@@ -128,20 +198,50 @@ impl Loop {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.store.write(group.iter().map(|(_, record)| record))?;
-            let Some((last, _)) = group.last() else { continue };
-            let last = *last;
-            // Durable from here on, whatever happens to the files that are derived from it.
-            self.answer.send_modify(|answer| answer.seq = last);
-            let records: Vec<Record> = group.into_iter().map(|(_, record)| record).collect();
-            for progress in self.artifacts.catch_up(&self.store, &records)? {
-                if let Progress::Event(event) = &progress {
-                    self.answer.send_modify(|answer| answer.last_event = Some(event.to_string()));
-                }
-                // Whoever watches too slowly misses lines; the files have them all.
-                let _ = self.observer.try_send(progress);
-            }
+            self.write(&group)?;
+            self.tell(group)?;
         }
         self.store.close()
+    }
+
+    /// The same in a task. Nobody else writes a simulated run, so its lease is not prolonged while it is idle.
+    async fn run_over(
+        mut self,
+        mut hurdle: Box<dyn Hurdle>,
+        mut records: mpsc::Receiver<Entry>,
+    ) -> Result<(), StoreError> {
+        while let Some(first) = records.recv().await {
+            let mut group = vec![first];
+            while let Ok(next) = records.try_recv() {
+                group.push(next);
+            }
+            hurdle.before(&group).await;
+            self.write(&group)?;
+            hurdle.after(&group).await;
+            self.tell(group)?;
+        }
+        self.store.close()
+    }
+
+    /// One transaction.
+    fn write(&mut self, group: &[Entry]) -> Result<(), StoreError> {
+        self.store.write(group.iter().map(|(_, record)| record))
+    }
+
+    /// Says that a group is durable, then brings the files up to date that are derived from it.
+    fn tell(&mut self, group: Vec<Entry>) -> Result<(), StoreError> {
+        let Some((last, _)) = group.last() else { return Ok(()) };
+        let last = *last;
+        // Durable from here on, whatever happens to the files that are derived from it.
+        self.answer.send_modify(|answer| answer.seq = last);
+        let records: Vec<Record> = group.into_iter().map(|(_, record)| record).collect();
+        for progress in self.artifacts.catch_up(&self.store, &records)? {
+            if let Progress::Event(event) = &progress {
+                self.answer.send_modify(|answer| answer.last_event = Some(event.to_string()));
+            }
+            // Whoever watches too slowly misses lines; the files have them all.
+            let _ = self.observer.try_send(progress);
+        }
+        Ok(())
     }
 }

@@ -28,7 +28,7 @@ pub use read::{Loaded, read, recipe_of};
 pub use transfer::{Depot, RemoteDepot};
 pub use write::{dir_name, write};
 pub(crate) use write::{replace, serialize};
-pub use writer::{Place, Writer};
+pub use writer::{Place, Saver, Writer};
 
 /// File of parameters and running statistics.
 pub const MODEL_FILE: &str = "model.safetensors";

@@ -97,7 +97,7 @@ impl RemoteDepot {
         dir: &str,
         mut attempt: impl FnMut() -> Result<(), Failure>,
     ) -> Result<(), CheckpointError> {
-        let mut backoff = Backoff::until(self.patience);
+        let mut backoff = Backoff::until(self.patience, &self.worker);
         loop {
             let status = match attempt() {
                 Ok(()) => return Ok(()),

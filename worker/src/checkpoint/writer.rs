@@ -1,6 +1,7 @@
 //! The thread that saves while training goes on. One checkpoint at a time: handing over the next one waits.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -17,7 +18,17 @@ pub enum Place {
     Remote(Arc<dyn Depot>),
 }
 
-/// The writer's handle.
+/// Saves checkpoints while training goes on.
+pub trait Saver: Send + Sync {
+    /// Hands over a snapshot; waits while the one before is still being saved. After [`finish`](Self::finish) it is
+    /// dropped.
+    fn save(&self, snapshot: Snapshot);
+
+    /// Waits for what is in hand.
+    fn finish(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// A saver with a thread of its own.
 pub struct Writer {
     jobs: Mutex<Option<Sender<Snapshot>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -42,10 +53,10 @@ impl Writer {
         })?;
         Ok(Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
     }
+}
 
-    /// Hands over a snapshot; waits while the one before is still being saved. After [`finish`](Self::finish) it is
-    /// dropped.
-    pub fn save(&self, snapshot: Snapshot) {
+impl Saver for Writer {
+    fn save(&self, snapshot: Snapshot) {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(jobs) = jobs {
             // It fails only when the thread is gone, and a panic there has ended the process.
@@ -53,13 +64,14 @@ impl Writer {
         }
     }
 
-    /// Waits for what is in hand.
-    pub fn finish(&self) {
+    fn finish(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
-        }
+        Box::pin(async {
+            if let Some(thread) = thread {
+                let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+            }
+        })
     }
 }
 

@@ -393,14 +393,16 @@ impl<W: Workshop> Session<W> {
         let farewell = async {
             self.abort(Generation(u64::MAX));
             if let Some(run) = self.run.take() {
-                let stop = tokio::task::spawn_blocking(move || {
-                    run.replicas.into_iter().for_each(|replica| replica.handle.join());
-                    if let Some(shared) = run.shared {
-                        shared.writer.finish();
+                let stopped = async {
+                    for replica in run.replicas {
+                        replica.handle.join().await;
                     }
-                });
+                    if let Some(shared) = run.shared {
+                        shared.saver.finish().await;
+                    }
+                };
                 // One that hangs ends with the process.
-                let _ = tokio::time::timeout(self.config.halt, stop).await;
+                let _ = tokio::time::timeout(self.config.halt, stopped).await;
             }
             while let Ok(event) = events.try_recv() {
                 if let Event::Message(message @ (FromWorker::CheckpointSaved(_) | FromWorker::Reported(_))) = event {

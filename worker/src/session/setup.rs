@@ -14,13 +14,17 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Config;
-use crate::checkpoint::{CheckpointError, Place, RemoteDepot, Saved, Snapshot, Writer};
+use crate::checkpoint::{CheckpointError, Place, RemoteDepot, Saved, Saver, Snapshot, Writer};
 use crate::compute::{Compute, ComputeError};
 use crate::exit::Exit;
-use crate::replica::{Event, Handle, Shared};
+use crate::replica::{Event, Handle, Shared, Thread};
 
-/// Makes what computes. The product has one; tests have one of integers.
-pub trait Workshop: Send + Sync + 'static {
+/// What a saver does after each checkpoint.
+pub type Done = Box<dyn FnMut(&Snapshot, Result<Saved, CheckpointError>) + Send>;
+
+/// Makes what computes, and gives it a place to run: a thread for each replica, connected over TCP, and one that saves.
+/// The product has one; tests have one of integers, a simulation one that runs in virtual time.
+pub trait Workshop: Send + Sync + Sized + 'static {
     /// What replicas load from.
     type Data: Clone + Send + 'static;
 
@@ -41,6 +45,42 @@ pub trait Workshop: Send + Sync + 'static {
     /// # Errors
     /// The device or the library refuses.
     fn build(&self, recipe: &Recipe, data: Self::Data) -> Result<Box<dyn Compute>, ComputeError>;
+
+    /// Starts replica `index` of the process. Gives its handle, and the address at which its collectives listen.
+    ///
+    /// # Errors
+    /// No thread, no socket.
+    fn employ(
+        self: &Arc<Self>,
+        index: u32,
+        config: &Config,
+        shared: Arc<Shared>,
+        data: Self::Data,
+    ) -> Result<(Box<dyn Handle>, String), Exit> {
+        let listener = Listener::bind(&config.advertise).map_err(|error| {
+            Exit::new(
+                ExitCode::CantCreate,
+                format!("{error}; is --advertise {} an address of this machine?", config.advertise),
+            )
+        })?;
+        let address = listener.address();
+        let (workshop, recipe) = (Arc::clone(self), shared.recipe.clone());
+        let build = move || workshop.build(&recipe, data);
+        let thread = Thread::spawn(index, Arc::new(listener), shared, build).map_err(no_thread)?;
+        Ok((Box::new(thread), address))
+    }
+
+    /// Starts what saves checkpoints in `place`.
+    ///
+    /// # Errors
+    /// No thread.
+    fn saver(&self, place: Place, done: Done) -> Result<Box<dyn Saver>, Exit> {
+        Ok(Box::new(Writer::spawn(place, done).map_err(no_thread)?))
+    }
+}
+
+fn no_thread(error: std::io::Error) -> Exit {
+    Exit::new(ExitCode::Software, format!("cannot start a thread: {error}"))
 }
 
 /// The run that this worker has joined.
@@ -63,8 +103,8 @@ pub struct Run {
 
 /// What the session knows of a replica.
 pub struct Replica {
-    /// Its thread.
-    pub handle: Handle,
+    /// Its other end.
+    pub handle: Box<dyn Handle>,
     /// Where its collectives listen.
     pub address: String,
     /// Whether its model is built.
@@ -94,7 +134,7 @@ impl Run {
         Ok(Self { welcome, recipe, place, data: None, replicas: Vec::new(), shared: None, canary: None })
     }
 
-    /// Starts a thread a replica.
+    /// Starts the replicas, and what saves their checkpoints.
     ///
     /// # Errors
     /// No thread, no socket.
@@ -105,37 +145,26 @@ impl Run {
         (data, identity): (W::Data, DataIdentity),
         events: &UnboundedSender<Event>,
     ) -> Result<(), Exit> {
-        let no_thread =
-            |error: std::io::Error| Exit::new(ExitCode::Software, format!("cannot start a thread: {error}"));
-        let writer = {
+        let saver = {
             let events = events.clone();
-            Writer::spawn(self.place.clone(), move |snapshot, result| {
+            let done: Done = Box::new(move |snapshot, result| {
                 if let Some(event) = saved(snapshot, result) {
                     let _ = events.send(event);
                 }
-            })
-            .map_err(no_thread)?
+            });
+            workshop.saver(self.place.clone(), done)?
         };
         let shared = Arc::new(Shared {
             worker: config.worker.clone(),
             recipe: self.recipe.clone(),
             course: Course::new(&self.recipe, identity.num_train),
             place: self.place.clone(),
-            writer,
+            saver,
             fault_canary: config.fault_canary,
             events: events.clone(),
         });
         for index in 0..config.devices.len() as u32 {
-            let listener = Listener::bind(&config.advertise).map_err(|error| {
-                Exit::new(
-                    ExitCode::CantCreate,
-                    format!("{error}; is --advertise {} an address of this machine?", config.advertise),
-                )
-            })?;
-            let address = listener.address();
-            let (workshop, recipe, data) = (Arc::clone(workshop), self.recipe.clone(), data.clone());
-            let build = move || workshop.build(&recipe, data);
-            let handle = Handle::spawn(index, listener, Arc::clone(&shared), build).map_err(no_thread)?;
+            let (handle, address) = workshop.employ(index, config, Arc::clone(&shared), data.clone())?;
             self.replicas.push(Replica { handle, address, is_built: false, state: None });
         }
         self.shared = Some(shared);

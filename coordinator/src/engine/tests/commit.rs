@@ -284,3 +284,24 @@ fn there_is_always_a_loadable_checkpoint() {
     }
     assert_eq!(gone, ["step-3", "step-4"], "step-0 has the best error, 6 and 8 are the last two");
 }
+
+#[test]
+fn a_checkpoint_that_was_deleted_is_not_recorded_again_when_its_writer_says_so_again() {
+    let mut script = Script::new(recipe());
+    script.join(&[1]);
+    let open = script.train(&[1]);
+    script.pass_step_0(&[1], &open);
+    let g = open.generation;
+    for step in 1..=8 {
+        script.hear(1, report(g, 0, step));
+        if step % 4 == 0 {
+            script.hear(1, evaluation(g, 0, step / 4, step));
+        }
+        if step % 2 == 0 {
+            script.hear(1, saved(g, state(g, step), step.div_ceil(4)));
+        }
+        script.persist();
+    }
+    // Its acknowledgement was lost with the stream; retention has taken the folder away.
+    assert_eq!(records(&script.hear(1, saved(g, state(g, 2), 1))), []);
+}
