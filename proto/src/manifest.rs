@@ -20,6 +20,7 @@ pub const FILE_NAME: &str = "manifest.json";
 
 /// A checkpoint's table of contents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
@@ -45,8 +46,20 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
 }
 
+/// The key of the manifest's hash of itself.
+const OWN_HASH: &str = "sha256";
+
+/// As it is written: with its own hash at the end.
+#[derive(Serialize)]
+struct Sealed<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    sha256: String,
+}
+
 /// A file and its hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FileEntry {
     /// A plain name inside the folder.
     pub name: String,
@@ -140,6 +153,12 @@ impl Manifest {
         Self::parse(&text, &path)
     }
 
+    /// Over the values, not over the text: a file that was only laid out anew is still whole.
+    fn own_sha256(&self) -> String {
+        // invariant: numbers, strings and lists of them always serialise.
+        hex(&Sha256::digest(serde_json::to_vec(self).unwrap_or_default()))
+    }
+
     fn parse(text: &[u8], path: &Path) -> Result<Self, ManifestError> {
         /// Read first: a newer format may differ in everything else.
         #[derive(Deserialize)]
@@ -154,7 +173,14 @@ impl Manifest {
         if format == 0 {
             return Err(malformed("`format` is 0".to_owned()));
         }
-        let manifest: Self = serde_json::from_slice(text).map_err(|error| malformed(error.to_string()))?;
+        let mut keys: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(text).map_err(|error| malformed(error.to_string()))?;
+        let expected = keys.remove(OWN_HASH);
+        let manifest: Self = serde_json::from_value(keys.into()).map_err(|error| malformed(error.to_string()))?;
+        // Earlier versions wrote none. A key whose name was damaged is unknown, so none is missed.
+        if expected.is_some_and(|expected| expected != manifest.own_sha256()) {
+            return Err(malformed(format!("its content is not what its `{OWN_HASH}` says: the file is damaged")));
+        }
         if let Some(file) = manifest.files.iter().find(|file| !is_plain_name(&file.name)) {
             return Err(malformed(format!("`{}` is not a plain file name", file.name)));
         }
@@ -189,7 +215,8 @@ impl Manifest {
     pub fn write(&self, dir: &Path) -> Result<(), ManifestError> {
         let path = dir.join(FILE_NAME);
         let io = |error| ManifestError::Io { path: path.clone(), error };
-        let mut text = serde_json::to_vec_pretty(self).map_err(|error| io(error.into()))?;
+        let sealed = Sealed { manifest: self, sha256: self.own_sha256() };
+        let mut text = serde_json::to_vec_pretty(&sealed).map_err(|error| io(error.into()))?;
         text.push(b'\n');
         let mut file = File::create(&path).map_err(io)?;
         file.write_all(&text).map_err(io)?;

@@ -119,3 +119,32 @@ fn a_file_outside_the_folder_is_refused() {
         assert!(matches!(error, ManifestError::Malformed { .. }), "{name:?}: {error}");
     }
 }
+
+#[test]
+fn every_flipped_bit_of_the_manifest_itself_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = checkpoint(dir.path());
+    let path = dir.path().join("manifest.json");
+    let whole = std::fs::read(&path).unwrap();
+    for bit in 0..8 * whole.len() {
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&path, &bytes).unwrap();
+        let read = Manifest::read(dir.path());
+        let near = String::from_utf8_lossy(&whole[(bit / 8).saturating_sub(20)..]).chars().take(40).collect::<String>();
+        // `1e-5` and `1E-5` are the same number.
+        assert!(read.is_err() || read.unwrap() == manifest, "bit {} of byte {}, near {near}", bit % 8, bit / 8);
+    }
+}
+
+#[test]
+fn a_manifest_without_a_hash_of_its_own_is_of_an_earlier_version_and_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = checkpoint(dir.path());
+    let text = serde_json::to_string(&manifest).unwrap();
+    std::fs::write(dir.path().join("manifest.json"), &text).unwrap();
+    assert_eq!(Manifest::read(dir.path()).unwrap(), manifest);
+    let other = text.replacen("\"step\"", "\"stop\":1,\"step\"", 1);
+    std::fs::write(dir.path().join("manifest.json"), other).unwrap();
+    assert!(Manifest::read(dir.path()).is_err(), "a key that is not known");
+}

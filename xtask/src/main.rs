@@ -1,13 +1,14 @@
-//! The repository's own automation: `cargo xtask libtorch|build|demo|test|check`.
+//! The repository's own automation: `cargo xtask libtorch|build|demo|chaos|test|check`.
 //!
 //! ```text
 //! test ──► libtorch ──► system      pip, g++: found, or named with the package that has them
 //!   └────► check                    what the compiler cannot: invariants, sizes, where `unsafe` stands
-//! demo ──► build ──► libtorch
+//! demo, chaos ──► build ──► libtorch
 //! ```
 //! May never: be needed in order to run Lockstep once it is built.
 #![forbid(unsafe_code)]
 
+mod chaos;
 mod check;
 mod compile;
 mod demo;
@@ -43,6 +44,13 @@ enum Task {
     Build,
     /// Build, then train the `demo` recipe with two workers and print the final test error.
     Demo,
+    /// Real faults against the real executables; prints which promises held. See docs/chaos.md.
+    #[command(disable_help_flag = true)]
+    Chaos {
+        /// What the harness takes: `--minutes 20`, `--only 4,5`, `--bin-dir DIR` (else the executables are built) …
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<String>,
+    },
     /// Everything that CI runs: format, lints, checks, dependencies, all tests.
     Test,
     /// The checks that the compiler does not make: invariants, file sizes, unsafe code, dependencies.
@@ -56,6 +64,7 @@ fn main() -> ExitCode {
         Task::Libtorch => libtorch::provide(&system),
         Task::Build => compile::release(&system),
         Task::Demo => demo::demo(&system),
+        Task::Chaos { args } => chaos::chaos(&system, &args),
         Task::Test => test::run_all(&system),
         Task::Check => check::run(&system),
     };
