@@ -131,9 +131,9 @@ fn every_flipped_bit_of_the_manifest_itself_is_found() {
         bytes[bit / 8] ^= 1 << (bit % 8);
         std::fs::write(&path, &bytes).unwrap();
         let read = Manifest::read(dir.path());
-        let near = String::from_utf8_lossy(&whole[(bit / 8).saturating_sub(20)..]).chars().take(40).collect::<String>();
         // `1e-5` and `1E-5` are the same number.
-        assert!(read.is_err() || read.unwrap() == manifest, "bit {} of byte {}, near {near}", bit % 8, bit / 8);
+        let is_found = read.as_ref().map_or(true, |read| *read == manifest);
+        assert!(is_found, "bit {} of byte {} of {}", bit % 8, bit / 8, String::from_utf8_lossy(&whole));
     }
 }
 

@@ -1,10 +1,11 @@
 //! A cluster that trials use one after another: filled up before each, replaced after one that broke it.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::cluster::{Cluster, Place};
+use crate::cluster::{Cluster, PATIENCE, Place};
 use crate::lab::Lab;
 use crate::net::Net;
+use crate::process::until;
 use crate::random::Random;
 use crate::recipe::Recipe;
 use crate::trials::Trials;
@@ -45,11 +46,20 @@ impl<'a> Arena<'a> {
     /// Replaces workers that are gone, and waits until all train together.
     pub fn fill(&mut self) -> Result<Commit> {
         self.cluster.workers.retain_mut(|worker| worker.is_alive());
+        let num_old = self.cluster.workers.len();
         while (self.cluster.workers.len() as u64) < self.plan.workers {
             self.cluster.start_worker(&[])?;
         }
         let next = self.watch.step()? + 1;
-        self.cluster.wait_for(&self.watch, next, self.plan.workers)
+        let (cluster, watch, wanted) = (&mut self.cluster, &self.watch, self.plan.workers);
+        until(&format!("a step by {wanted} workers"), PATIENCE, || {
+            for process in cluster.coordinator.iter_mut().chain(cluster.workers.iter_mut().skip(num_old)) {
+                if let Some(status) = process.ended() {
+                    bail!("{} ended with {status}: {}", process.name(), process.last_words());
+                }
+            }
+            Ok(watch.last_commit()?.filter(|last| last.step >= next && last.world_size == wanted))
+        })
     }
 
     /// Fills it, and goes on for a random number of steps.

@@ -57,6 +57,11 @@ impl Trials {
         }
     }
 
+    /// Whether all were good so far.
+    pub fn are_good(&self) -> bool {
+        self.num_bad == 0
+    }
+
     /// The line, with its figures.
     pub fn line(mut self, figures: String) -> Line {
         let total = self.num_good + self.num_bad;

@@ -25,7 +25,7 @@ pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
     let mut random = lab.random("disk");
     let recipe = Recipe::endless(&lab.options.sets).with("checkpoint.every_steps", EVERY);
     let plan = Plan { name: "disk", recipe: recipe.clone(), workers: 2, in_namespaces: false };
-    let what = "kill −9 of everything while a checkpoint is written";
+    let what = "kill −9 of everything, of all workers, or of the coordinator, while a checkpoint is written";
     let bound = "one loads, ≤ 1 interval lost besides the one being written";
     let mut trials = Trials::new("9", what, bound);
     let (mut lost, mut torn) = (Samples::default(), 0);
@@ -91,13 +91,19 @@ fn die_while_saving(arena: &mut Arena<'_>, random: &mut Random) -> Result<(u64, 
     }
     // Anywhere in the files, the flushes and the renames.
     std::thread::sleep(std::time::Duration::from_micros(random.below(15_000)));
-    kill_all(&mut arena.cluster, random);
+    match random.below(3) {
+        0 => kill_all(&mut arena.cluster, random),
+        1 => arena.cluster.workers.clear(),
+        _ => arena.cluster.coordinator = None,
+    }
     let torn = is_half_written(&run);
     let committed = arena.watch.step()?;
-    let newest = newest(&run)?;
-    arena.cluster.resume()?;
+    let lost = committed.saturating_sub(newest(&run)?);
+    if arena.cluster.coordinator.is_none() {
+        arena.cluster.resume()?;
+    }
     arena.fill()?;
-    Ok((committed.saturating_sub(newest), torn))
+    Ok((lost, torn))
 }
 
 /// The step at which the disk was full.

@@ -34,28 +34,35 @@ pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
     try_all(lab, &plan, count, &mut trials, |arena| {
         let (took, redone) = kill_one(arena, &mut random)?;
         seconds.push(took);
-        samples.push((redone * BATCH) as f64);
+        samples.push((redone.max(1) * BATCH) as f64); // the step in flight
         Ok(Ok(()))
     });
     let mut lines = vec![trials.line(figures(&seconds, &samples))];
 
     let mut trials = Trials::new("shows 3", &format!("{what}: DDP with torchrun"), "side by side");
-    let (mut seconds, mut samples) = (Samples::default(), Samples::default());
+    let (mut seconds, mut samples, mut stuck) = (Samples::default(), Samples::default(), 0);
     for _ in 0..count {
-        let result = restart(lab, &torchrun, &mut random);
-        if let Ok((took, repeated)) = &result {
-            seconds.push(*took);
-            samples.push((repeated * BATCH) as f64);
-        }
-        trials.record(result.map(drop));
+        trials.record(restart(lab, &torchrun, &mut random).map(|seen| match seen {
+            Some((took, repeated)) => {
+                seconds.push(took);
+                samples.push((repeated * BATCH) as f64);
+            }
+            // The peer's affair, and no promise of ours.
+            None => stuck += 1,
+        }));
     }
-    lines.push(trials.line(figures(&seconds, &samples)));
+    let stuck = if stuck > 0 { format!("; not going on within 180 s: {stuck}") } else { String::new() };
+    lines.push(trials.line(figures(&seconds, &samples) + &stuck));
     Ok(lines)
 }
 
 fn figures(seconds: &Samples, samples: &Samples) -> String {
     let (p50, max) = (samples.quantile(0.5), samples.max());
-    format!("next step {}; samples repeated p50 {p50}, max {max}; lost 0", seconds.seconds())
+    format!(
+        "next step {}, max {:.1} s; samples repeated p50 {p50}, max {max}; lost 0",
+        seconds.seconds(),
+        seconds.max()
+    )
 }
 
 /// What rank 0 wrote of a step: when, after how many restarts, which.
@@ -68,8 +75,9 @@ fn steps(dir: &Path) -> Vec<(f64, u64, u64)> {
     text.lines().filter_map(parse).collect()
 }
 
-/// Seconds to the first step after a kill, and steps that are taken again.
-fn restart(lab: &Lab, torchrun: &Path, random: &mut Random) -> Result<(f64, u64)> {
+/// Seconds to the first step after a kill, and steps that are taken again, the one in flight included; `None` when no
+/// restart goes on.
+fn restart(lab: &Lab, torchrun: &Path, random: &mut Random) -> Result<Option<(f64, u64)>> {
     let dir = lab.fresh("torchrun")?;
     let script = dir.join("ddp.py");
     std::fs::write(&script, SCRIPT)?;
@@ -84,9 +92,10 @@ fn restart(lab: &Lab, torchrun: &Path, random: &mut Random) -> Result<(f64, u64)
         let victim = *random.choose(&pids).context("no process")?;
         let at = unix_s();
         crate::process::signal(victim, rustix::process::Signal::KILL);
-        let next = until("DDP takes steps again", PATIENCE, || Ok(steps(&dir).into_iter().find(|step| step.1 > 0)))?;
+        let next = until("DDP takes steps again", PATIENCE, || Ok(steps(&dir).into_iter().find(|step| step.1 > 0)));
+        let Ok(next) = next else { return Ok(None) };
         let done = steps(&dir).into_iter().filter(|step| step.1 == 0).map(|step| step.2).max().unwrap_or(0);
-        Ok((next.0 - at, (done + 1).saturating_sub(next.2)))
+        Ok(Some((next.0 - at, (done + 2).saturating_sub(next.2))))
     })();
     agent.signal(rustix::process::Signal::TERM);
     let _ = agent.wait(std::time::Duration::from_secs(30));

@@ -139,7 +139,8 @@ impl Fault {
 
 /// The fault lasts.
 fn wait(soak: &mut Soak<'_>, least_ms: u64, most_ms: u64) {
-    std::thread::sleep(Duration::from_millis(soak.random.between(least_ms, most_ms)));
+    let most_ms = most_ms.min(soak.longest_ms);
+    std::thread::sleep(Duration::from_millis(soak.random.between(least_ms.min(most_ms), most_ms)));
 }
 
 fn take(soak: &mut Soak<'_>, count: usize) -> Vec<String> {

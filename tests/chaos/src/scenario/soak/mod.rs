@@ -41,6 +41,8 @@ struct Soak<'a> {
     memory: Memory,
     /// Whether coordinator and first worker are spared.
     is_gentle: bool,
+    /// No fault lasts longer: a short soak has many all the same.
+    longest_ms: u64,
 }
 
 pub fn run(lab: &Lab, _: u32) -> Result<Vec<Line>> {
@@ -89,7 +91,8 @@ impl<'a> Soak<'a> {
         cluster.through = Some(proxy.url());
         let watch = cluster.watch()?;
         let random = lab.random("soak");
-        let mut soak = Self { cluster, watch, proxy, random, memory: Memory::default(), is_gentle: false };
+        let longest_ms = (lab.options.soak.as_millis() as u64 / 10).min(25_000);
+        let mut soak = Self { cluster, watch, proxy, random, memory: Memory::default(), is_gentle: false, longest_ms };
         soak.fill()?;
         Ok(soak)
     }
