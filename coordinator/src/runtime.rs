@@ -232,11 +232,15 @@ impl Runtime {
             tracing::warn!(checkpoint = dir, %error, "checkpoint cannot be deleted");
             return;
         }
-        self.tasks.spawn(async move {
-            if let Err(error) = tokio::fs::remove_dir_all(&doomed).await {
+        let remove = move || {
+            if let Err(error) = std::fs::remove_dir_all(&doomed) {
                 tracing::warn!(path = %doomed.display(), %error, "checkpoint cannot be deleted");
             }
-        });
+        };
+        if self.writer.is_task() {
+            return remove();
+        }
+        self.tasks.spawn_blocking(remove);
     }
 
     fn publish(&mut self, now: bool) {

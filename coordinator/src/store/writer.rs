@@ -126,6 +126,11 @@ impl Writer {
         Ok(Self { queue, backlog: VecDeque::new(), answers, is_over: false, end })
     }
 
+    /// Whether it is a task, and whatever else would block is to be done on the spot.
+    pub(crate) fn is_task(&self) -> bool {
+        matches!(self.queue, Queue::Task(_))
+    }
+
     /// Hands a record over.
     pub(crate) fn push(&mut self, seq: Seq, record: Record) {
         self.backlog.push_back((seq, record));

@@ -16,7 +16,7 @@ mod signals;
 mod signs;
 
 pub use run::{Session, Signal};
-pub use setup::{Done, Workshop};
+pub use setup::{Done, Loading, Workshop};
 pub use signals::{listen, stdin_closes};
 
 /// What a worker process is told by its command line.

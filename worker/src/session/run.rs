@@ -189,8 +189,7 @@ impl<W: Workshop> Session<W> {
                     return Some(exit);
                 }
                 self.hello.run_id = Some(run.welcome.run_id.clone());
-                let (workshop, recipe) = (Arc::clone(&self.workshop), run.recipe.clone());
-                self.loading.spawn_blocking(move || workshop.load(&recipe));
+                self.loading.spawn(Arc::clone(&self.workshop).load_aside(run.recipe.clone()));
                 self.run = Some(run);
             }
         }

@@ -1,6 +1,7 @@
 //! From `Welcome` to `Ready`: everything that a worker loads.
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ use crate::compute::{Compute, ComputeError};
 use crate::exit::Exit;
 use crate::replica::{Event, Handle, Shared, Thread};
 
+/// Data on the way, with their identity.
+pub type Loading<D> = Pin<Box<dyn Future<Output = Result<(D, DataIdentity), Exit>> + Send>>;
+
 /// What a saver does after each checkpoint.
 pub type Done = Box<dyn FnMut(&Snapshot, Result<Saved, CheckpointError>) + Send>;
 
@@ -34,11 +38,19 @@ pub trait Workshop: Send + Sync + Sized + 'static {
     /// The library knows no such set.
     fn limit_isa(&self, isa: &str) -> Result<(), Exit>;
 
-    /// Opens the recipe's data. Slow: called in a thread of its own.
+    /// Opens the recipe's data. Slow.
     ///
     /// # Errors
     /// Missing or wrong data.
     fn load(&self, recipe: &Recipe) -> Result<(Self::Data, DataIdentity), Exit>;
+
+    /// Calls [`load`](Self::load) where it holds up nobody: in a thread of its own.
+    fn load_aside(self: Arc<Self>, recipe: Recipe) -> Loading<Self::Data> {
+        Box::pin(async move {
+            let loaded = tokio::task::spawn_blocking(move || self.load(&recipe)).await;
+            loaded.unwrap_or_else(|error| Err(Exit::new(ExitCode::Software, error.to_string())))
+        })
+    }
 
     /// Builds a replica, in its thread.
     ///

@@ -62,6 +62,8 @@ pub struct Cluster {
     num_processes: u64,
     /// Workers that someone wants there to be.
     pub target: usize,
+    /// The longest that a message takes where nothing is wrong.
+    latency: Duration,
     replace_at: Duration,
     restart_at: Option<Duration>,
     is_coordinator_known: bool,
@@ -76,16 +78,19 @@ impl Cluster {
         let root = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
         let folder = tempfile::Builder::new().prefix("lockstep-").tempdir_in(root).expect("a folder");
         let run_dir = folder.path().join("run");
+        let mut random = Random::new(seed);
+        let latency = random.between(5, 120);
+        // Not drawn by the network: tonic wakes connections in an order that differs from run to run, and with it would
+        // the draws.
         let sim = turmoil::Builder::new()
             .rng_seed(seed)
             .tick_duration(TICK)
-            .min_message_latency(Duration::from_millis(1))
-            .max_message_latency(Duration::from_millis(30))
+            .min_message_latency(latency)
+            .max_message_latency(latency)
             .tcp_capacity(4096)
             .udp_capacity(4096)
             .simulation_duration(Duration::from_secs(1 << 30))
             .build();
-        let mut random = Random::new(seed);
         let target = (recipe.elastic.min_workers as usize).max(1 + random.below(4) as usize);
         let mut cluster = Self {
             sim,
@@ -99,6 +104,7 @@ impl Cluster {
             seed,
             num_processes: 0,
             target,
+            latency,
             replace_at: Duration::ZERO,
             restart_at: None,
             is_coordinator_known: false,
@@ -122,10 +128,25 @@ impl Cluster {
         self.now += TICK;
         self.witness.set_now(self.now);
         self.heal();
+        self.change_weather();
         self.look_after_workers();
         self.look_after_coordinator();
         if let Some(what) = self.witness.violation() {
             panic!("{what}");
+        }
+    }
+
+    /// Now and then a link gets slower or quicker; later messages may overtake earlier ones.
+    fn change_weather(&mut self) {
+        if self.random.below(3) > 0 {
+            return;
+        }
+        let hosts: Vec<String> = self.living().into_iter().map(Self::host).chain([COORDINATOR.to_owned()]).collect();
+        let latency = self.random.between(1, self.latency.as_millis() as u64);
+        if let (Some(a), Some(b)) = (self.random.pick(&hosts), self.random.pick(&hosts))
+            && a != b
+        {
+            self.sim.set_link_latency(a, b, latency);
         }
     }
 

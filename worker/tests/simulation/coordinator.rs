@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use lockstep_coordinator::store::{Entry, Hurdle, Writing};
 use lockstep_coordinator::{Coordinator, CoordinatorConfig, Outcome};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tonic::transport::server::Connected;
 use turmoil::net::{TcpListener, TcpStream};
 
@@ -38,6 +38,8 @@ pub struct Desk {
     pub is_dying: Mutex<Option<Cut>>,
     /// Transactions so far.
     pub num_writes: Mutex<u64>,
+    /// Asks for a clean end, as a signal would.
+    pub stop: Notify,
     /// How it ended, when it did.
     pub outcome: Mutex<Option<Result<Outcome, String>>>,
 }
@@ -66,8 +68,11 @@ async fn serve(witness: &Arc<Witness>, desk: &Arc<Desk>, seed: u64) -> Result<Ou
     });
     let hurdle = Hurdles { witness: Arc::clone(witness), desk: Arc::clone(desk), random: Random::new(seed) };
     let (observer, _) = mpsc::channel(1);
-    let never = std::future::pending::<String>();
-    opened.serve(incoming, Writing::Task(Box::new(hurdle)), never, observer).await.map_err(|error| error.to_string())
+    let asked = async {
+        desk.stop.notified().await;
+        "SIGTERM".to_owned()
+    };
+    opened.serve(incoming, Writing::Task(Box::new(hurdle)), asked, observer).await.map_err(|error| error.to_string())
 }
 
 /// Time, rules and deaths around each transaction.

@@ -13,6 +13,7 @@ use crate::worker::COORDINATOR;
 pub struct Tally {
     pub num_killed: u32,
     pub num_lost_machines: u32,
+    pub num_half_dead: u32,
     pub num_partitions: u32,
     pub num_one_way: u32,
     pub num_delays: u32,
@@ -20,6 +21,8 @@ pub struct Tally {
     pub num_drained: u32,
     pub num_joins: u32,
     pub num_restarts: u32,
+    pub num_stopped: u32,
+    /// Ends of the run that were not its last.
     pub num_resumed: u32,
     pub num_torn: u32,
     pub num_zombies: u32,
@@ -35,10 +38,11 @@ impl Tally {
         }
     }
 
-    fn fields(&mut self) -> [&mut u32; 15] {
+    fn fields(&mut self) -> [&mut u32; 17] {
         [
             &mut self.num_killed,
             &mut self.num_lost_machines,
+            &mut self.num_half_dead,
             &mut self.num_partitions,
             &mut self.num_one_way,
             &mut self.num_delays,
@@ -46,6 +50,7 @@ impl Tally {
             &mut self.num_drained,
             &mut self.num_joins,
             &mut self.num_restarts,
+            &mut self.num_stopped,
             &mut self.num_resumed,
             &mut self.num_torn,
             &mut self.num_zombies,
@@ -67,6 +72,8 @@ pub enum Heal {
     Forgive(u64),
     /// One worker fewer is wanted.
     Shrink,
+    /// What was ill dies.
+    Kill(u64),
 }
 
 impl Heal {
@@ -83,6 +90,14 @@ impl Heal {
             Self::Forgive(number) => {
                 for life in cluster.slots.iter_mut().flat_map(|slot| &mut slot.life) {
                     life.is_zombie &= life.process.number != number;
+                }
+            }
+            Self::Kill(number) => {
+                let is_it = |index: &usize| {
+                    cluster.slots[*index].life.as_ref().is_some_and(|life| life.process.number == number)
+                };
+                if let Some(index) = cluster.living().into_iter().find(is_it) {
+                    cluster.kill_worker(index);
                 }
             }
             Self::Shrink => {
@@ -156,7 +171,7 @@ impl Cluster {
         let victim = self.random.pick(&living);
         let hosts = self.hosts();
         let (a, b) = (self.random.pick(&hosts), self.random.pick(&hosts));
-        match (self.random.below(16), victim) {
+        match (self.random.below(18), victim) {
             (0 | 1, Some(victim)) => {
                 self.tally.num_killed += 1;
                 self.kill_worker(victim);
@@ -234,6 +249,26 @@ impl Cluster {
                 for index in living {
                     self.kill_worker(index);
                 }
+            }
+            (17, Some(victim)) => {
+                // It takes steps that its peers cannot take, says so, and dies before it could be asked.
+                self.tally.num_half_dead += 1;
+                let host = Self::host(victim);
+                self.log(format!("the peers of {host} do not hear it"));
+                let time = self.random.between(100, 6000);
+                for other in hosts.into_iter().filter(|other| *other != host) {
+                    self.sim.partition_oneway(host.clone(), other.clone());
+                    self.heal_in(time, Heal::Repair(host.clone(), other));
+                }
+                if let Some(life) = &self.slots[victim].life {
+                    let number = life.process.number;
+                    self.heal_in(time, Heal::Kill(number));
+                }
+            }
+            (16, _) if self.is_coordinator_up() => {
+                self.tally.num_stopped += 1;
+                self.log("SIGTERM to the coordinator");
+                self.desk.stop.notify_waiters();
             }
             _ => {}
         }

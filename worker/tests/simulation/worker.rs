@@ -17,7 +17,7 @@ use lockstep_worker::connect::{Coordinator, Dial};
 use lockstep_worker::door::Door;
 use lockstep_worker::exit::Exit;
 use lockstep_worker::replica::{Command, Event, Handle, Replica, Shared};
-use lockstep_worker::session::{Config, Done, Session, Signal, Workshop};
+use lockstep_worker::session::{Config, Done, Loading, Session, Signal, Workshop};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::transport::{Endpoint as Target, Uri};
@@ -100,6 +100,10 @@ impl Workshop for Integers {
 
     fn load(&self, recipe: &Recipe) -> Result<((), DataIdentity), Exit> {
         Ok(((), identity(recipe)))
+    }
+
+    fn load_aside(self: Arc<Self>, recipe: Recipe) -> Loading<()> {
+        Box::pin(async move { self.load(&recipe) })
     }
 
     fn build(&self, _recipe: &Recipe, (): ()) -> Result<Box<dyn Compute>, ComputeError> {
