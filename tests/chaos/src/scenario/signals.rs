@@ -9,6 +9,7 @@ use crate::arena::{Arena, LEFT, Plan, try_all, within};
 use crate::cluster::PATIENCE;
 use crate::figures::Samples;
 use crate::lab::Lab;
+use crate::process::Process;
 use crate::random::Random;
 use crate::recipe::Recipe;
 use crate::table::Line;
@@ -82,26 +83,32 @@ fn all(arena: &mut Arena<'_>, random: &mut Random) -> Result<(Duration, u64)> {
     for worker in &arena.cluster.workers {
         worker.signal(signal);
     }
-    let mut workers = std::mem::take(&mut arena.cluster.workers);
-    for worker in &mut workers {
-        let status = worker.wait(PATIENCE)?;
-        ensure!(status.code() == LEFT, "{} ended with {status}: {}", worker.name(), worker.last_words());
-    }
+    // With the last one the run ends too, once it is saved.
+    let Some(coordinator) = arena.cluster.coordinator.take() else { anyhow::bail!("no coordinator") };
+    all_gone(arena, coordinator)?;
     let took = since.elapsed();
+    arena.cluster.resume()?;
     arena.fill()?;
     Ok((took, lost(arena, last_event)?))
 }
 
-fn coordinator(arena: &mut Arena<'_>, random: &mut Random) -> Result<(Duration, u64)> {
-    let Some(mut coordinator) = arena.cluster.coordinator.take() else { anyhow::bail!("no coordinator") };
-    let last_event = arena.watch.last_event()?;
-    let since = Instant::now();
-    coordinator.signal(if random.below(2) == 0 { Signal::TERM } else { Signal::INT });
-    let mut workers = std::mem::take(&mut arena.cluster.workers);
-    for process in std::iter::once(&mut coordinator).chain(&mut workers) {
+/// Everyone ends with the code of one that left.
+fn all_gone(arena: &mut Arena<'_>, coordinator: Process) -> Result<()> {
+    let mut processes = std::mem::take(&mut arena.cluster.workers);
+    processes.push(coordinator);
+    for process in &mut processes {
         let status = process.wait(PATIENCE)?;
         ensure!(status.code() == LEFT, "{} ended with {status}: {}", process.name(), process.last_words());
     }
+    Ok(())
+}
+
+fn coordinator(arena: &mut Arena<'_>, random: &mut Random) -> Result<(Duration, u64)> {
+    let Some(coordinator) = arena.cluster.coordinator.take() else { anyhow::bail!("no coordinator") };
+    let last_event = arena.watch.last_event()?;
+    let since = Instant::now();
+    coordinator.signal(if random.below(2) == 0 { Signal::TERM } else { Signal::INT });
+    all_gone(arena, coordinator)?;
     let took = since.elapsed();
     arena.cluster.resume()?;
     arena.fill()?;
