@@ -91,6 +91,19 @@ impl Net {
         run("ip", &["netns", "exec", &self.hub(), "bridge", "link", "set", "dev", name, "state", state]).map(drop)
     }
 
+    /// Loses what a host sends to other hosts, without telling it; the hub still hears it, and it hears everyone.
+    pub fn estrange(&self, name: &str, is_so: bool) -> Result<()> {
+        let host = self.host(name);
+        for (_, address) in self.hosts.iter().filter(|(other, _)| *other != name) {
+            // An address of hardware that nobody has.
+            let (verb, rest) = if is_so { ("replace", "lladdr 02:00:00:00:00:01 nud permanent") } else { ("del", "") };
+            let mut args = vec!["-n", &host, "neigh", verb, address, "dev", "eth0"];
+            args.extend(rest.split_whitespace());
+            run("ip", &args)?;
+        }
+        Ok(())
+    }
+
     /// Limits a host's cable in both directions, `1mbit`; `None` takes the limit away.
     pub fn rate(&self, name: &str, rate: Option<&str>) -> Result<()> {
         let ends = [(self.hub(), name.to_owned()), (self.host(name), "eth0".to_owned())];

@@ -21,15 +21,19 @@ enum Silence {
     Stop,
     Cable,
     OneWay,
+    /// To the other workers, not to the coordinator.
+    Peers,
 }
 
 const BOUND: &str = "evicted ≤ max(10 s, 5 median steps), nothing stale committed";
 
 pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
     let mut lines = vec![of(lab, count, Silence::Stop, "SIGSTOP, then SIGCONT")];
-    for (kind, what) in
-        [(Silence::Cable, "cable pulled, then put in"), (Silence::OneWay, "a worker's packets lost, not those to it")]
-    {
+    for (kind, what) in [
+        (Silence::Cable, "cable pulled, then put in"),
+        (Silence::OneWay, "a worker's packets lost, not those to it"),
+        (Silence::Peers, "a worker's packets to other workers lost, not those to the coordinator"),
+    ] {
         if lab.is_root() {
             lines.push(of(lab, count, kind, what));
         } else {
@@ -59,6 +63,7 @@ fn set(arena: &Arena<'_>, victim: &str, kind: Silence, is_silent: bool) -> Resul
     match (kind, &arena.cluster.place) {
         (Silence::Cable, Place::Namespaces(net)) => net.cable(victim, !is_silent),
         (Silence::OneWay, Place::Namespaces(net)) => net.mute(victim, is_silent),
+        (Silence::Peers, Place::Namespaces(net)) => net.estrange(victim, is_silent),
         _ => {
             let worker = arena.cluster.workers.iter().find(|worker| worker.name() == victim);
             if let Some(worker) = worker {
@@ -86,11 +91,11 @@ fn silence_one(arena: &mut Arena<'_>, random: &mut Random, kind: Silence) -> Res
     // Some more steps, so that it comes back to another world than it left.
     if next.is_ok() {
         let step = watch.step()? + random.between(1, 30);
-        arena.cluster.wait_for(&arena.watch, step, 2)?;
+        arena.cluster.wait_for(&arena.watch, step, 0)?;
     }
     set(arena, &victim, kind, false)?;
     let next = next?;
-    ensure!(next.world_size == 2, "a world of {} after {victim} fell silent", next.world_size);
+    ensure!(next.world_size <= 2, "a world of {} after {victim} fell silent", next.world_size);
 
     // It comes back and is healed, or it has left with a code that says so; either way nothing of its past counts.
     let watch = &arena.watch;
