@@ -12,6 +12,7 @@ mod check;
 mod compile;
 mod demo;
 mod libtorch;
+mod mutants;
 mod system;
 mod test;
 
@@ -47,17 +48,24 @@ enum Task {
     Test,
     /// The checks that the compiler does not make: invariants, file sizes, unsafe code, dependencies.
     Check,
+    /// Put known bugs into a copy of the checkout, one at a time: the simulation must find each.
+    Mutants {
+        /// Only those with this in their names.
+        #[arg(default_value = "")]
+        name: String,
+    },
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let system = System::new(args.yes);
-    let result = match args.task {
+    let result = match &args.task {
         Task::Libtorch => libtorch::provide(&system),
         Task::Build => compile::release(&system),
         Task::Demo => demo::demo(&system),
         Task::Test => test::run_all(&system),
         Task::Check => check::run(&system),
+        Task::Mutants { name } => mutants::run(&system, name),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

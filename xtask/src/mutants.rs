@@ -1,0 +1,149 @@
+//! `cargo xtask mutants`: whether the simulation finds bugs that it must find. Each is put into a copy of the checkout,
+//! and the simulation is run there: it has to fail, and to say with which seed.
+//!
+//! `worker/tests/simulation/mutants/*.toml` say what to change: files, a text that stands in each exactly once, and what
+//! to put in its place.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::system::{System, output};
+
+const FOLDER: &str = "worker/tests/simulation/mutants";
+/// What a failing simulation prints before its seed.
+const SEED: &str = "reproduce: LOCKSTEP_SEED=";
+
+/// A bug.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mutant {
+    /// In words.
+    what: String,
+    edit: Vec<Edit>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Edit {
+    file: PathBuf,
+    find: String,
+    replace: String,
+}
+
+/// Tries every mutant whose name contains `filter`.
+///
+/// # Errors
+/// One of them survives, cannot be applied, or does not compile.
+pub fn run(system: &System, filter: &str) -> Result<()> {
+    let copy = system.root.join("target/mutants/checkout");
+    let mut survivors = Vec::new();
+    for (name, mutant) in read(&system.root.join(FOLDER), filter)? {
+        copy_checkout(system, &copy)?;
+        apply(&copy, &mutant).with_context(|| format!("mutant {name}"))?;
+        eprintln!("{name}: {}", mutant.what);
+        simulate(system, &copy, &["--no-run"])?.map_err(|said| anyhow::anyhow!("{name} does not compile:\n{said}"))?;
+        match simulate(system, &copy, &[])? {
+            Err(said) if said.contains(SEED) => verdict(&said).iter().for_each(|line| println!("{name}: {line}")),
+            Err(said) => bail!("{name}: the simulation failed without naming a seed:\n{said}"),
+            Ok(()) => survivors.push(name),
+        }
+    }
+    if !survivors.is_empty() {
+        bail!("the simulation did not find {}", survivors.join(", "));
+    }
+    Ok(())
+}
+
+fn read(folder: &Path, filter: &str) -> Result<Vec<(String, Mutant)>> {
+    let mut mutants = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if name.contains(filter) {
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            mutants.push((name, toml::from_str(&text).with_context(|| path.display().to_string())?));
+        }
+    }
+    mutants.sort_by(|(a, _), (b, _)| a.cmp(b));
+    if mutants.is_empty() {
+        bail!("no mutant in {} has {filter:?} in its name", folder.display());
+    }
+    Ok(mutants)
+}
+
+/// Brings the copy in line with the checkout. Files that are equal keep their times, so that little is built again.
+fn copy_checkout(system: &System, copy: &Path) -> Result<()> {
+    let listed = output(Command::new("git").current_dir(&system.root).args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))?;
+    for file in listed.lines() {
+        let (from, to) = (system.root.join(file), copy.join(file));
+        let Ok(bytes) = fs::read(&from) else { continue };
+        if fs::read(&to).is_ok_and(|there| there == bytes) {
+            continue;
+        }
+        fs::create_dir_all(to.parent().unwrap_or(copy))?;
+        fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(())
+}
+
+fn apply(root: &Path, mutant: &Mutant) -> Result<()> {
+    for Edit { file, find, replace } in &mutant.edit {
+        let path = root.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let num_found = text.matches(find.as_str()).count();
+        if num_found != 1 {
+            bail!("{}: the text to change is there {num_found} times, not once:\n{find}", file.display());
+        }
+        fs::write(&path, text.replacen(find.as_str(), replace, 1))?;
+    }
+    Ok(())
+}
+
+/// Runs the simulation in the copy; `Err` holds what it said. Not in the checkout's own target folder: the artifacts of
+/// both would have the same names.
+fn simulate(system: &System, copy: &Path, args: &[&str]) -> Result<Result<(), String>> {
+    let mut command = system.cargo(&["test", "-q", "-p", "lockstep-worker", "--test", "simulation"]);
+    command.args(args).current_dir(copy).env("CARGO_TARGET_DIR", system.root.join("target/mutants/target"));
+    if std::env::var_os("LIBTORCH").is_none() {
+        command.env("LIBTORCH", system.root.join(".libtorch"));
+    }
+    let run = command.env("RUST_BACKTRACE", "0").output().context("cannot start cargo")?;
+    let said = [run.stdout, run.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    Ok(if run.status.success() { Ok(()) } else { Err(said) })
+}
+
+/// What broke, and with which seed.
+fn verdict(said: &str) -> Vec<String> {
+    let lines: Vec<&str> = said.lines().collect();
+    let panics = lines.windows(2).filter(|pair| pair[0].contains("panicked at")).map(|pair| pair[1]);
+    let seeds = lines.iter().filter(|line| line.starts_with(SEED)).copied();
+    panics.chain(seeds).map(|line| line.chars().take(300).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mutant_can_be_applied_to_this_checkout() {
+        let system = System::new(false);
+        let mutants = read(&system.root.join(FOLDER), "").unwrap();
+        assert!(mutants.len() >= 5, "{} mutants", mutants.len());
+        for (name, Mutant { edit, .. }) in mutants {
+            for Edit { file, find, replace } in edit {
+                let text = fs::read_to_string(system.root.join(&file)).unwrap();
+                assert_eq!(text.matches(&find).count(), 1, "{name}: {} has it once:\n{find}", file.display());
+                assert_ne!(find, replace, "{name}");
+            }
+        }
+    }
+}
