@@ -66,7 +66,7 @@ fn whatever_happens_the_run_ends_and_every_sample_is_in_exactly_one_committed_st
         return;
     }
     let tally = &sum.tally;
-    assert_eq!(sum.worlds, (1..=8).collect(), "worlds of one to eight");
+    assert!(sum.worlds.is_superset(&(1..=8).collect()), "worlds of one to eight: {:?}", sum.worlds);
     assert!(
         tally.num_killed > 50
             && tally.num_lost_machines > 20
