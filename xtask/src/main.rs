@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         Task::Libtorch => libtorch::provide(&system),
         Task::Build => compile::release(&system),
         Task::Demo => demo::demo(&system),
-        Task::Chaos { args } => chaos::chaos(&system, &args),
+        Task::Chaos { args } => chaos::chaos(&system, args),
         Task::Test => test::run_all(&system),
         Task::Check => check::run(&system),
         Task::Mutants { name } => mutants::run(&system, name),
