@@ -138,7 +138,7 @@ fn run_directories_that_cannot_be_used() {
         &mut coordinator(&run, &["elastic.join_timeout_s=0.2"]),
         dir.path(),
         69,
-        "error: 0 of elastic.min_workers = 1 workers were ready within elastic.join_timeout_s = 0.2",
+        "error: 0 of elastic.min_workers = 1 workers are there after elastic.join_timeout_s = 0.2",
     );
     ends(
         &mut train(&run, 1, &[]),

@@ -90,6 +90,11 @@ impl Drive<'_> {
                 std::thread::yield_now();
             } else {
                 self.sleep(exchange, self.shared.deadline - waited)?;
+                // Judged before anything is tried again: a full socket takes a few more bytes whenever it is asked.
+                let waited = last.elapsed();
+                if waited >= self.shared.deadline {
+                    return Err(self.late(exchange, waited));
+                }
             }
         }
     }
