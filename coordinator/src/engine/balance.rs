@@ -18,6 +18,8 @@ use super::{Engine, Phase};
 const WINDOW: usize = 10;
 /// So many times slower than the median rank is a straggler.
 const STRAGGLER: f64 = 2.0;
+/// Less than this, and it is none any more.
+const CAUGHT_UP: f64 = 1.4;
 /// Another split must make a step shorter by this much.
 const WORTH_IT: f64 = 0.9;
 
@@ -122,8 +124,13 @@ impl Speeds {
             return Vec::new();
         };
         let slow = (0..).zip(medians).filter_map(|(rank, median)| Some((Rank(rank), median? / usual, median?)));
-        let slow: Vec<_> = slow.filter(|(_, factor, _)| *factor >= STRAGGLER).collect();
-        slow.into_iter().filter(|(rank, ..)| self.named.insert(*rank)).collect()
+        let slow: Vec<_> = slow.collect();
+        // Whoever caught up is named again the next time.
+        for (rank, ..) in slow.iter().filter(|(_, factor, _)| *factor < CAUGHT_UP) {
+            self.named.remove(rank);
+        }
+        let slow = slow.into_iter().filter(|(_, factor, _)| *factor >= STRAGGLER);
+        slow.filter(|(rank, ..)| self.named.insert(*rank)).collect()
     }
 
     /// Costs that give a better split of `chunks` than `shards`, if there is one by far.

@@ -58,6 +58,10 @@ fn a_three_times_slower_rank_is_named_once_within_twenty_steps() {
     assert_eq!(named[0]["rank"], 1);
     assert!((named[0]["times_slower"].as_f64().expect("a number") - 3.0).abs() < 1e-9, "{named:?}");
     assert_eq!(shards(&script.plan, 19), [2, 2], "named, not relieved");
+    assert_eq!(notes(&steps(&mut script, &open, 20..=60, [0.1, 0.3]), "straggler"), Vec::<serde_json::Value>::new());
+    steps(&mut script, &open, 61..=80, [0.1, 0.1]);
+    let again = notes(&steps(&mut script, &open, 81..=100, [0.1, 0.3]), "straggler");
+    assert_eq!(again.len(), 1, "it had caught up");
 }
 
 #[test]
