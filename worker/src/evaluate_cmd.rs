@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use crate::args::{EvalArgs, cores};
 use crate::checkpoint;
-use crate::compute::ComputeError;
 use crate::exit::Exit;
 use crate::trainer;
 use crate::workshop::open_data;
@@ -47,8 +46,8 @@ pub fn run(args: &EvalArgs) -> Result<(), Exit> {
         recipe.data.path.clone_from(path);
     }
     let data = open_data(&recipe)?;
-    let mut replica = trainer::cpu(&recipe, data, args.threads.unwrap_or_else(cores)).map_err(plain)?;
-    replica.load(&loaded.model, &loaded.optimizer).map_err(plain)?;
+    let mut replica = trainer::cpu(&recipe, data, args.threads.unwrap_or_else(cores)).map_err(Exit::from)?;
+    replica.load(&loaded.model, &loaded.optimizer).map_err(Exit::from)?;
     replica.set_id(Some(loaded.manifest.state()));
     let state_sha256 = replica.sha256();
     if state_sha256 != loaded.manifest.state_sha256 {
@@ -60,7 +59,7 @@ pub fn run(args: &EvalArgs) -> Result<(), Exit> {
         return Err(Exit::new(ExitCode::Data, reason));
     }
     replica.join(Arc::new(Solo::new()));
-    let outcome = replica.evaluate(loaded.manifest.step).map_err(plain)?;
+    let outcome = replica.evaluate(loaded.manifest.step).map_err(Exit::from)?;
     let evaluation = Evaluation {
         step: loaded.manifest.step.0,
         epoch: loaded.manifest.epoch.0,
@@ -94,12 +93,4 @@ pub(crate) fn recipe(checkpoint: &Path, given: Option<&str>) -> Result<Recipe, E
         return Err(Exit::new(ExitCode::NoInput, reason));
     };
     Recipe::load(&name, &[]).map_err(|error| Exit::new(error.exit_code(), error.to_string()))
-}
-
-/// Alone, a collective does not fail.
-pub(crate) fn plain(error: ComputeError) -> Exit {
-    match error {
-        ComputeError::Fatal(exit) => exit,
-        error => Exit::new(ExitCode::Software, error.to_string()),
-    }
 }

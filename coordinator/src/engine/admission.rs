@@ -7,7 +7,7 @@
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::WorkerId;
-use lockstep_proto::message::{Hello, Left, Ready, Refused, ToWorker, Welcome};
+use lockstep_proto::message::{Drain, Hello, Leaving, Left, Ready, Refused, ToWorker, Welcome};
 use lockstep_proto::plan::Course;
 use serde_json::json;
 
@@ -142,6 +142,35 @@ impl Engine {
         self.outbox.send(stream, ToWorker::Refused(Refused { code, reason: reason.clone() }));
         self.outbox.push(Effect::Hangup { stream });
         self.lose(stream, &reason);
+    }
+
+    /// Cuts a worker off that may only be slow to hear of it: it may come back, and is healed then.
+    pub(super) fn evict(&mut self, stream: StreamId, reason: &str) {
+        self.outbox.push(Effect::Hangup { stream });
+        self.lose(stream, reason);
+    }
+
+    /// A worker was asked to go. Where the run continues without it, it may go after the step in hand; where it does not,
+    /// what it holds is saved first.
+    pub(super) fn on_leaving(&mut self, stream: StreamId, leaving: &Leaving) {
+        let Some(peer) = self.roster.get_mut(stream) else { return };
+        peer.is_leaving = true;
+        let (worker, has_part) = (peer.worker().clone(), peer.standing != Standing::Loading);
+        let stays = |peer: &Peer| !peer.is_leaving && peer.ready.is_some();
+        let num_staying = self.roster.iter().filter(|(_, peer)| stays(peer)).count();
+        let is_spare = num_staying >= self.config.recipe.elastic.min_workers as usize;
+        self.note("leaving", Some(worker.clone()), json!({ "reason": leaving.reason, "staying": num_staying }));
+        if is_spare || !has_part || matches!(self.phase, Phase::Finishing(_)) {
+            return self.outbox.send(stream, ToWorker::Drain(Drain { reason: leaving.reason.clone() }));
+        }
+        if self.stop.is_none() {
+            let reason = format!(
+                "worker {worker} leaves ({}), and {num_staying} would be left of elastic.min_workers = {}; \
+                 continue with --resume",
+                leaving.reason, self.config.recipe.elastic.min_workers
+            );
+            self.on_stop(ExitCode::TempFail, reason);
+        }
     }
 
     fn remove(&mut self, stream: StreamId, reason: &str) {

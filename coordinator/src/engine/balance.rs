@@ -77,16 +77,18 @@ pub(super) struct Speeds {
     named: BTreeSet<Rank>,
     /// Steps since shares changed.
     num_steps: usize,
+    /// A step was added that nobody has looked at.
+    is_news: bool,
 }
 
 impl Speeds {
     pub(super) fn new(world_size: usize) -> Self {
-        Self { recent: vec![VecDeque::new(); world_size], named: BTreeSet::new(), num_steps: 0 }
+        Self { recent: vec![VecDeque::new(); world_size], named: BTreeSet::new(), num_steps: 0, is_news: false }
     }
 
     /// A committed step of this generation.
     pub(super) fn add(&mut self, shards: &[u32], reports: &[StepReport]) {
-        self.num_steps += 1;
+        (self.num_steps, self.is_news) = (self.num_steps + 1, true);
         for report in reports {
             let rank = report.rank.0 as usize;
             let (Some(recent), Some(chunks @ 1..)) = (self.recent.get_mut(rank), shards.get(rank).copied()) else {
@@ -152,9 +154,12 @@ impl Speeds {
 }
 
 impl Engine {
-    /// Names stragglers; gives them less.
+    /// Names stragglers; gives them less. Looks only where a step was committed: medians are not for every message.
     pub(super) fn balance(&mut self) {
         let (Phase::Training, Some(world)) = (self.phase, &mut self.world) else { return };
+        if !std::mem::take(&mut world.speeds.is_news) {
+            return;
+        }
         let named: Vec<_> = world
             .speeds
             .stragglers()
@@ -185,25 +190,5 @@ impl Engine {
                 world.resplit = Some((seq, change));
             }
         }
-    }
-
-    /// What keeps a generation from opening, for a person.
-    pub(super) fn not_enough(&self) -> Option<String> {
-        let idle = self.roster.standing(super::members::Standing::Idle);
-        let (have, need) = (idle.len(), self.config.recipe.elastic.min_workers);
-        if have < need as usize {
-            return Some(format!("{have} of elastic.min_workers = {need} workers are there"));
-        }
-        let ranks: u64 =
-            idle.iter().filter_map(|stream| self.roster.get(*stream)).map(|peer| peer.num_replicas()).sum();
-        let train = &self.config.recipe.train;
-        let room = ranks * u64::from(self.config.most_chunks());
-        (room < u64::from(num_chunks(train.batch, train.chunk))).then(|| {
-            let most = self.config.recipe.elastic.max_shard;
-            format!(
-                "{ranks} replicas of at most elastic.max_shard = {most} samples cannot hold train.batch = {}",
-                train.batch
-            )
-        })
     }
 }

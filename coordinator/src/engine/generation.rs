@@ -8,6 +8,7 @@ use std::time::Duration;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Generation, Lineage, Rank, StateId, Step};
 use lockstep_proto::message::{Member, Open, Sha256, Source, Synced, ToWorker};
+use lockstep_proto::split::num_chunks;
 use serde_json::json;
 use sha2::{Digest, Sha256 as Hasher};
 
@@ -118,6 +119,26 @@ impl Engine {
             (Some(Stop { code, reason }), _) => self.end(*code, reason.clone()),
             (None, _) => self.say_what_is_waited_for(lack),
         }
+    }
+
+    /// What keeps a generation from opening, for a person.
+    pub(super) fn not_enough(&self) -> Option<String> {
+        let idle = self.roster.standing(Standing::Idle);
+        let (have, need) = (idle.len(), self.config.recipe.elastic.min_workers);
+        if have < need as usize {
+            return Some(format!("{have} of elastic.min_workers = {need} workers are there"));
+        }
+        let ranks: u64 =
+            idle.iter().filter_map(|stream| self.roster.get(*stream)).map(|peer| peer.num_replicas()).sum();
+        let train = &self.config.recipe.train;
+        let room = ranks * u64::from(self.config.most_chunks());
+        (room < u64::from(num_chunks(train.batch, train.chunk))).then(|| {
+            let most = self.config.recipe.elastic.max_shard;
+            format!(
+                "{ranks} replicas of at most elastic.max_shard = {most} samples cannot hold train.batch = {}",
+                train.batch
+            )
+        })
     }
 
     /// After a loss, whoever watches is told why nothing happens; once, until it changes.

@@ -39,12 +39,14 @@ impl Last {
 #[derive(Debug)]
 pub(super) struct Pace {
     recent: VecDeque<Last>,
+    /// The median step of them, by its slowest rank; asked for at every event.
+    median: Option<Duration>,
     test_error: Option<f64>,
 }
 
 impl Pace {
     pub(super) fn new(best: Option<(Step, f64)>) -> Self {
-        Self { recent: VecDeque::new(), test_error: best.map(|(_, error)| error) }
+        Self { recent: VecDeque::new(), median: None, test_error: best.map(|(_, error)| error) }
     }
 
     pub(super) fn step(&mut self, last: Last) {
@@ -52,6 +54,9 @@ impl Pace {
             self.recent.pop_front();
         }
         self.recent.push_back(last);
+        let mut seconds: Vec<f64> = self.recent.iter().map(|last| last.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        self.median = Duration::try_from_secs_f64(seconds[seconds.len() / 2]).ok();
     }
 
     pub(super) fn evaluated(&mut self, error: f64) {
@@ -60,9 +65,7 @@ impl Pace {
 
     /// The median step, by its slowest rank.
     pub(super) fn median_step(&self) -> Option<Duration> {
-        let mut seconds: Vec<f64> = self.recent.iter().map(|last| last.seconds).collect();
-        seconds.sort_by(f64::total_cmp);
-        Duration::try_from_secs_f64(*seconds.get(seconds.len() / 2)?).ok()
+        self.median
     }
 
     /// Sums of samples and of the slowest ranks' seconds.

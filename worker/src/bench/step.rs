@@ -14,7 +14,6 @@ use serde_json::json;
 
 use super::median;
 use crate::args::{BenchStepArgs, cores};
-use crate::evaluate_cmd::plain;
 use crate::exit::Exit;
 use crate::isa;
 use crate::trainer;
@@ -44,7 +43,7 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
     let threads = args.threads.unwrap_or_else(cores).max(1);
     let data = open_data(&recipe)?;
     let course = Course::new(&recipe, data.identity().num_train);
-    let mut replica = trainer::cpu(&recipe, data, threads).map_err(plain)?;
+    let mut replica = trainer::cpu(&recipe, data, threads).map_err(Exit::from)?;
     replica.initialise();
     replica.set_id(Some(StateId { lineage: Lineage(1), generation: Generation(1), step: Step(0) }));
     replica.join(Arc::new(Solo::new()));
@@ -55,7 +54,7 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
         let shard = num_chunks(at.batch.len, recipe.train.chunk);
         let plan = StepPlan { step, epoch: at.epoch, lr: at.lr, batch: at.batch, shards: vec![shard] };
         let start = Instant::now();
-        let outcome = replica.step(Generation(1), &plan).map_err(plain)?;
+        let outcome = replica.step(Generation(1), &plan).map_err(Exit::from)?;
         let elapsed = start.elapsed().as_secs_f64();
         if step.0 > args.warm_up {
             seconds.push(elapsed);

@@ -38,37 +38,37 @@ type Loaded<W> = Result<(<W as Workshop>::Data, DataIdentity), Exit>;
 /// One worker process in one run.
 pub struct Session<W: Workshop> {
     pub(super) config: Config,
-    pub(super) workshop: Arc<W>,
-    pub(super) hello: Hello,
-    pub(super) events: UnboundedSender<Event>,
+    workshop: Arc<W>,
+    hello: Hello,
+    events: UnboundedSender<Event>,
     /// `None` before the first `Welcome`.
     pub(super) run: Option<Run>,
     /// `None` while the coordinator is away.
     pub(super) link: Option<Link>,
     /// Whether `Ready` was said on this link.
     pub(super) is_ready: bool,
-    pub(super) dialing: JoinSet<Result<Link, Exit>>,
-    pub(super) loading: JoinSet<Loaded<W>>,
-    pub(super) outbox: Outbox,
+    dialing: JoinSet<Result<Link, Exit>>,
+    loading: JoinSet<Loaded<W>>,
+    outbox: Outbox,
     pub(super) current: Option<Current>,
     pub(super) halting: Option<Halting>,
     /// A signal asked this worker to go, and the coordinator was asked.
     pub(super) leaving: Option<(Exit, Instant)>,
-    pub(super) tickets: u64,
+    tickets: u64,
 }
 
 /// The open generation.
 pub(super) struct Current {
     pub(super) opening: Arc<Opening>,
     /// Replicas that hold the base, and its hash.
-    pub(super) synced: BTreeSet<u32>,
+    synced: BTreeSet<u32>,
     /// Items handed out so far.
-    pub(super) num_items: u64,
+    num_items: u64,
 }
 
 /// Replicas were told to halt.
 pub(super) struct Halting {
-    pub(super) ticket: u64,
+    ticket: u64,
     pub(super) waiting: BTreeSet<u32>,
     pub(super) then: Then,
     pub(super) until: Instant,
