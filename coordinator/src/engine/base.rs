@@ -51,7 +51,7 @@ impl Engine {
     /// The newest state that can be had; `None` if there is none.
     pub(super) fn choose_base(&self) -> Option<Base> {
         let mut held: Option<(StateId, StreamId)> = None;
-        for stream in self.roster.standing(Standing::Idle) {
+        for stream in self.available() {
             let state = self.roster.get(stream).and_then(|peer| peer.state).filter(|state| self.is_known(*state));
             if let Some(state) = state
                 && held.is_none_or(|(best, _)| state.step > best.step)

@@ -34,6 +34,9 @@ impl Engine {
         let complainer = self.roster.get(stream).map(|peer| peer.worker().clone());
         let culprit = complaint.culprit.and_then(worker_of);
         let blamed = culprit.as_ref().map_or(String::new(), |culprit| format!(", blaming worker {culprit}"));
+        if let (Some(complainer), Some(culprit)) = (&complainer, &culprit) {
+            self.blame.complaint(complainer, culprit, self.now);
+        }
         let reason = format!("rank {} at step {}{blamed}: {}", complaint.rank, complaint.step, complaint.what);
         let detail = json!({
             "rank": complaint.rank, "at_step": complaint.step, "culprit": complaint.culprit,
@@ -83,6 +86,7 @@ impl Engine {
 
     pub(super) fn halted_if_all_did(&mut self) {
         if matches!(self.phase, Phase::Closing { .. }) && self.roster.standing(Standing::Halting).is_empty() {
+            self.leave_out_who_fails_all();
             self.gather();
         }
     }

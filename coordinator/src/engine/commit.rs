@@ -169,6 +169,7 @@ impl Engine {
         }
         self.num_fruitless = 0;
         if let Some(world) = &mut self.world {
+            self.blame.absolve(world.members.iter().map(|member| &member.worker));
             world.has_committed = true;
             world.speeds.add(&plan.shards, &reports);
             if let Some(since) = world.saves.get_mut(&step) {

@@ -14,6 +14,11 @@ pub(super) const HOLD: Duration = Duration::from_secs(10);
 pub(super) const SLOW_START: Duration = Duration::from_secs(120);
 /// So many generations in a row may fail without a committed step.
 pub(super) const MAX_FRUITLESS: u32 = 10;
+/// After so many of them someone is left out, although it is not clear whose fault it is.
+pub(super) const PATIENT_GENERATIONS: u32 = 3;
+/// How long a worker is left out that its peers cannot reach, at least and at most: five times what it cost, twice as long
+/// each time.
+pub(super) const LEFT_OUT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
 
 /// A run, as the engine sees it.
 #[derive(Clone, Debug, PartialEq)]

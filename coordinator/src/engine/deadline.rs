@@ -29,6 +29,8 @@ pub(super) enum Wait {
     Save(Step),
     /// Workers are to answer `Close`.
     Halt,
+    /// A worker that was left out may come in again.
+    Return,
 }
 
 impl Engine {
@@ -43,6 +45,7 @@ impl Engine {
         }
         // Before the ranks': who is silent is not called hung.
         waits.extend(self.silences());
+        waits.extend(self.blame.next_return(self.now).map(|at| (at, Wait::Return)));
         let slow = self.config.slow_timeout();
         match (self.phase, &self.world) {
             (Phase::Gathering { hold: Some(hold), .. }, _) => waits.push((hold, Wait::News)),
@@ -85,7 +88,7 @@ impl Engine {
                 self.end(ExitCode::CantCreate, reason);
             }
             Wait::Workers => self.nobody_came(),
-            Wait::News => {} // opens without, in `open_if_ready`
+            Wait::News | Wait::Return => {} // opens, in `advance`
             Wait::Sync => {
                 let seconds = self.config.slow_timeout().as_secs_f64();
                 self.close(&format!("not every rank took over the base state within {seconds} s"), true);

@@ -123,13 +123,17 @@ impl Engine {
 
     /// What keeps a generation from opening, for a person.
     pub(super) fn not_enough(&self) -> Option<String> {
-        let idle = self.roster.standing(Standing::Idle);
-        let (have, need) = (idle.len(), self.config.recipe.elastic.min_workers);
+        self.lack_of(&self.available())
+    }
+
+    /// What these workers are too few for.
+    pub(super) fn lack_of(&self, streams: &[StreamId]) -> Option<String> {
+        let (have, need) = (streams.len(), self.config.recipe.elastic.min_workers);
         if have < need as usize {
             return Some(format!("{have} of elastic.min_workers = {need} workers are there"));
         }
         let ranks: u64 =
-            idle.iter().filter_map(|stream| self.roster.get(*stream)).map(|peer| peer.num_replicas()).sum();
+            streams.iter().filter_map(|stream| self.roster.get(*stream)).map(|peer| peer.num_replicas()).sum();
         let train = &self.config.recipe.train;
         let room = ranks * u64::from(self.config.most_chunks());
         (room < u64::from(num_chunks(train.batch, train.chunk))).then(|| {
@@ -153,7 +157,7 @@ impl Engine {
     }
 
     fn open(&mut self) {
-        let streams = self.roster.standing(Standing::Idle);
+        let streams = self.available();
         let num_ranks: u64 =
             streams.iter().filter_map(|stream| self.roster.get(*stream)).map(|peer| peer.num_replicas()).sum();
         let batch = self.config.recipe.train.batch;
@@ -288,7 +292,7 @@ impl Engine {
         if world.saves.keys().any(|step| *step <= committed) {
             return; // first the checkpoint in hand, so that no two processes write it
         }
-        let newcomers = self.roster.standing(Standing::Idle);
+        let newcomers = self.available();
         let is_worth_it = self.total_steps().is_some_and(|total| committed.0 < total);
         if let (Some(stream), true) = (newcomers.first(), is_worth_it)
             && let Some(peer) = self.roster.get(*stream)

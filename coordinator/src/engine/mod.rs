@@ -16,6 +16,7 @@
 //! | `commit` | when a step counts |
 //! | `checkpoints` | when a checkpoint counts, which are kept |
 //! | `liveness` | who is alive: by its work, not by its messages |
+//! | `blame` | who is left out, because its peers cannot reach it |
 //! | `balance` | who is slow, and what share of a batch that leaves it |
 //! | `deadline` | who has been waited for too long |
 //! | `finish` | how the run ends |
@@ -25,6 +26,7 @@
 mod admission;
 mod balance;
 mod base;
+mod blame;
 mod checkpoints;
 mod checks;
 mod closing;
@@ -58,6 +60,7 @@ pub use effect::*;
 pub use event::*;
 
 use balance::Splits;
+use blame::Blame;
 use checkpoints::Shelf;
 use closing::Closed;
 use generation::World;
@@ -132,6 +135,7 @@ pub struct Engine {
     stop: Option<Stop>,
     /// Generations that failed since the last committed step.
     num_fruitless: u32,
+    blame: Blame,
     /// What went wrong last, for the reason of an end.
     last_trouble: Option<String>,
     /// What is waited for since something went wrong, as it was last said.
@@ -176,6 +180,7 @@ impl Engine {
             savers: BTreeMap::new(),
             stop: None,
             num_fruitless: 0,
+            blame: Blame::default(),
             last_trouble: None,
             waiting_for: None,
             last_refusal: None,

@@ -2,6 +2,7 @@
 
 mod admission;
 mod balance;
+mod blame;
 mod cluster;
 mod commit;
 mod deadlines;

@@ -25,6 +25,10 @@ enum Silence {
     Peers,
 }
 
+/// Deadline of a collective where only the way between workers is cut: nothing else tells of it.
+const ESTRANGED_S: f64 = 3.0;
+/// So many of these deadlines may pass until it is left out.
+const MEETINGS: f64 = 8.0;
 const BOUND: &str = "evicted ≤ max(10 s, 5 median steps), nothing stale committed";
 
 pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
@@ -46,8 +50,17 @@ pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
 fn of(lab: &Lab, count: u32, kind: Silence, what: &str) -> Line {
     let mut random = lab.random(what);
     let in_namespaces = kind != Silence::Stop;
-    let plan = Plan { name: "silent", recipe: Recipe::endless(&lab.options.sets), workers: 3, in_namespaces };
-    let mut trials = Trials::new("5", what, BOUND);
+    let mut recipe = Recipe::endless(&lab.options.sets);
+    if kind == Silence::Peers {
+        recipe = recipe.with("elastic.collective_timeout_s", ESTRANGED_S);
+    }
+    let plan = Plan { name: "silent", recipe, workers: 3, in_namespaces };
+    let bound = if kind == Silence::Peers {
+        "left out ≤ 8 collective deadlines of 3 s, nothing stale committed"
+    } else {
+        BOUND
+    };
+    let mut trials = Trials::new("5", what, bound);
     let mut evicted = Samples::default();
     let mut commits = Samples::default();
     try_all(lab, &plan, count, &mut trials, |arena| {
@@ -106,5 +119,10 @@ fn silence_one(arena: &mut Arena<'_>, random: &mut Random, kind: Silence) -> Res
     })?;
     let stale = watch.num_stale()?;
     ensure!(stale == 0, "{stale} commits of a generation that was over");
-    Ok((lost.map_or(f64::NAN, |lost| lost.time) - at, next.time - at, bound))
+    let next = next.time - at;
+    if kind == Silence::Peers {
+        // A collective fails, then meetings do, until it shows who is cut off.
+        return Ok((next, next, MEETINGS * ESTRANGED_S));
+    }
+    Ok((lost.map_or(f64::NAN, |lost| lost.time) - at, next, bound))
 }

@@ -26,6 +26,8 @@ use crate::solo::{check_reduce, check_root};
 
 /// Operations of a lane that are remembered.
 const HISTORY: usize = 64;
+/// All who meet have just said that they are ready.
+const MEETING: Duration = Duration::from_secs(30);
 
 /// The members of one generation, connected over TCP: a connection for each pair of ranks and lane, and one more that
 /// says who failed first. Dropping it tells the peers that this rank left in good order.
@@ -46,7 +48,7 @@ impl TcpMesh {
     /// Meets the other ranks of `generation`: listens for those above, goes to those below, until all are connected or
     /// `deadline` is over. `addresses` are `host:port` of every rank's [`Listener`], by rank; `secret` is that of the
     /// generation, at most 128 bytes. Connections of other generations or with another secret are closed and do no harm.
-    /// `deadline` is also that of every later operation.
+    /// `deadline` is also that of every later operation; a meeting takes half a minute at most.
     ///
     /// # Errors
     /// [`CollectiveError::NeverCame`] names the first missing rank; [`CollectiveError::Aborted`] after
@@ -62,7 +64,7 @@ impl TcpMesh {
     ) -> Result<Self, CollectiveError> {
         let world = addresses.len();
         let [norm, buckets, control] =
-            rendezvous(listener, &Membership { generation, secret, rank, addresses }, deadline)?;
+            rendezvous(listener, &Membership { generation, secret, rank, addresses }, deadline.min(MEETING))?;
         let shared = Shared {
             generation,
             rank: rank.0 as usize,
