@@ -35,7 +35,7 @@ fn help_teaches_and_is_no_error() {
 
 #[test]
 fn a_gpu_is_78_with_the_remedy() {
-    let says = "error: --devices cuda:0: this build has no CUDA support yet; use --devices cpu";
+    let says = "error: --devices cuda:0: no GPU is visible to this process; ask the launcher for one";
     ends(&["worker", "--coordinator", "127.0.0.1:1", "--devices", "cuda:0"], 78, says);
 }
 
