@@ -48,6 +48,15 @@ fn an_unreachable_coordinator_is_69_and_named() {
 }
 
 #[test]
+fn a_coordinator_whose_name_does_not_resolve_is_69_and_named() {
+    // A name that never resolves, by RFC 6761.
+    let url = "http://lockstep.invalid:7070";
+    let says = format!("coordinator {url} unreachable");
+    ends(&["worker", "--coordinator", url, "--connect-timeout-s", "0.2"], 69, &says);
+    ends(&["worker", "--coordinator", url, "--connect-timeout-s", "0.2"], 69, "lookup");
+}
+
+#[test]
 fn a_checkpoint_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("step-9");
