@@ -112,6 +112,15 @@ pub trait Compute {
     /// Step 0, from the recipe's seed. The state has no id until [`set_id`](Self::set_id).
     fn initialise(&mut self);
 
+    /// Step 0 as the recipe wants it: from its seed, or from its weights.
+    ///
+    /// # Errors
+    /// Weights that are missing or of another model.
+    fn begin(&mut self) -> Result<(), ComputeError> {
+        self.initialise();
+        Ok(())
+    }
+
     /// Uses this collective until [`leave`](Self::leave).
     fn join(&mut self, collective: Arc<dyn Collective>);
 

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::args::ExportArgs;
 use crate::checkpoint::{self, CheckpointError};
+use crate::compute::Named;
 use crate::exit::Exit;
 
 /// Verifies the checkpoint and writes its model.
@@ -17,6 +18,12 @@ pub fn run(args: &ExportArgs) -> Result<(), Exit> {
     let bytes = export(&args.checkpoint, &args.out)?;
     eprintln!("{}: {bytes} bytes", args.out.display());
     Ok(())
+}
+
+/// PyTorch's count of batches for every norm layer, so that nothing is missing there.
+fn counters(model: &[Named], steps: u64) -> Vec<(String, i64)> {
+    let of = |named: &Named| Some(format!("{}num_batches_tracked", named.name.strip_suffix("running_mean")?));
+    model.iter().filter_map(of).map(|name| (name, steps.min(i64::MAX as u64) as i64)).collect()
 }
 
 /// Gives the bytes written. The header's metadata has one key, `lockstep`, with the checkpoint's identity as JSON.
@@ -31,7 +38,8 @@ fn export(checkpoint: &Path, out: &Path) -> Result<usize, CheckpointError> {
         "recipe": checkpoint::recipe_of(checkpoint),
     });
     let metadata = HashMap::from([("lockstep".to_owned(), identity.to_string())]);
-    let bytes = checkpoint::serialize(out, &loaded.model, Some(metadata))?;
+    let counters = counters(&loaded.model, manifest.step.0);
+    let bytes = checkpoint::serialize_counted(out, (&loaded.model, &counters), Some(metadata))?;
     checkpoint::replace(out, &bytes)?;
     Ok(bytes.len())
 }

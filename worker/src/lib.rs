@@ -46,3 +46,4 @@ mod shard;
 pub mod state;
 pub mod step;
 pub mod trainer;
+mod weights;

@@ -60,7 +60,7 @@ pub fn sync(
 /// The leader's part: afterwards it holds the base.
 fn obtain(compute: &mut dyn Compute, open: &Open, place: &Place) -> Result<(), ComputeError> {
     match &open.source {
-        Source::Init => compute.initialise(),
+        Source::Init => compute.begin()?,
         Source::Held if compute.id() == Some(open.base) => return Ok(()),
         Source::Held => {
             let holds = compute.id().map_or_else(|| "nothing".to_owned(), |id| id.to_string());

@@ -1,5 +1,6 @@
 //! A replica's mathematics as the session knows it: [`Compute`] over libtorch on a CPU.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use lockstep_collective::{Collective, Solo};
@@ -19,6 +20,7 @@ use crate::program::{FlatLayout, ParamId};
 use crate::pulse::Pulse;
 use crate::state::{State, StateError, hex, view_of};
 use crate::step::{StepError, Stepper};
+use crate::weights;
 
 /// A replica on the CPU: `threads` compute threads, each with one intra-op thread.
 ///
@@ -147,6 +149,21 @@ impl<A: Number> Compute for Trainer<A> {
     fn initialise(&mut self) {
         let seed = self.recipe.train.seed;
         sure(self.state.initialise(&self.stepper.program, &self.stepper.layout, seed));
+    }
+
+    fn begin(&mut self) -> Result<(), ComputeError> {
+        self.initialise();
+        let path = &self.recipe.model.weights;
+        if path.is_empty() {
+            return Ok(());
+        }
+        let (mut model, optimizer) = self.tensors();
+        let kept = weights::put_into(&mut model, Path::new(path))
+            .map_err(|error| ComputeError::fatal(error.exit_code(), error.to_string()))?;
+        if !kept.is_empty() {
+            tracing::info!("{path}: {} of other classes: they keep their own start", kept.join(", "));
+        }
+        self.load(&model, &optimizer)
     }
 
     fn join(&mut self, collective: Arc<dyn Collective>) {

@@ -18,13 +18,15 @@ use super::types::{Recipe, ScheduleKind};
 use crate::manifest::hex;
 
 /// Keys that came after the first version.
-const ADDED: [&str; 16] = [
+const ADDED: [&str; 18] = [
     "model.activation",
     "model.bn_order",
     "model.bn_precise",
     "model.conv_bias",
     "model.init",
     "model.leaky_slope",
+    "model.stride_on",
+    "model.weights",
     "model.zero_gamma",
     "optim.alpha",
     "optim.beta1",

@@ -27,7 +27,7 @@ use crate::exit::Exit;
 pub use read::{Loaded, read, recipe_of};
 pub use transfer::{Depot, RemoteDepot};
 pub use write::{dir_name, write};
-pub(crate) use write::{replace, serialize};
+pub(crate) use write::{replace, serialize_counted};
 pub use writer::{Place, Saver, Writer};
 
 /// File of parameters and running statistics.

@@ -75,9 +75,18 @@ pub(super) fn stage(folder: &Path, snapshot: &Snapshot) -> Result<u64, Checkpoin
 }
 
 /// A safetensors file in memory. The same tensors give the same bytes.
-pub(crate) fn serialize(
+fn serialize(
     path: &Path,
     tensors: &[Named],
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>, CheckpointError> {
+    serialize_counted(path, (tensors, &[]), metadata)
+}
+
+/// The same, with whole numbers by name beside the tensors.
+pub(crate) fn serialize_counted(
+    path: &Path,
+    (tensors, counters): (&[Named], &[(String, i64)]),
     metadata: Option<HashMap<String, String>>,
 ) -> Result<Vec<u8>, CheckpointError> {
     let refuse = |reason: String| CheckpointError::Tensors { path: path.to_owned(), reason };
@@ -90,6 +99,13 @@ pub(crate) fn serialize(
         let view = TensorView::new(dtype, tensor.shape.clone(), &tensor.bytes)
             .map_err(|error| refuse(format!("{}: {error}", tensor.name)))?;
         views.push((tensor.name.as_str(), view));
+    }
+    let counters: Vec<(&str, [u8; 8])> =
+        counters.iter().map(|(name, count)| (name.as_str(), count.to_le_bytes())).collect();
+    for (name, bytes) in &counters {
+        let view = TensorView::new(safetensors::Dtype::I64, Vec::new(), bytes)
+            .map_err(|error| refuse(format!("{name}: {error}")))?;
+        views.push((name, view));
     }
     // Several keys would come in an order that changes from run to run.
     let metadata = metadata.or_else(|| Some(HashMap::from([("format".to_owned(), "pt".to_owned())])));

@@ -13,6 +13,9 @@ pub struct Model {
     /// Channels of the first stage (He et al.: 16 for CIFAR, 64 for ImageNet: so where it is not set); doubled at each
     /// later stage.
     pub width: u32,
+    /// A safetensors file of weights to begin with, under torchvision's names; a classifier of other classes is left out.
+    /// Empty: from the seed.
+    pub weights: String,
     /// What joins blocks whose shapes differ. Not set: A for CIFAR, B for ImageNet.
     pub shortcut: Shortcut,
     /// ImageNet's bottleneck blocks: which convolution of the first block of a stage halves the size.
@@ -214,6 +217,7 @@ impl Default for Model {
             arch: Arch::default(),
             n: 3,
             width: 16,
+            weights: String::new(),
             shortcut: Shortcut::default(),
             stride_on: StrideOn::default(),
             bn_position: BnPosition::default(),

@@ -1,0 +1,168 @@
+//! Weights of another training to begin with: a safetensors file with torchvision's names, as `lockstep export` writes it.
+//!
+//! ```text
+//! file ─► by name and shape ─► parameters, running statistics      step 0
+//!                └ the classifier may differ: then it keeps its own start (fine-tuning on other classes)
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use lockstep_proto::exit::ExitCode;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype as Stored, SafeTensors};
+
+use crate::compute::{Dtype, Named};
+
+/// What the classifier's tensors begin with.
+const HEAD: &str = "fc.";
+/// PyTorch counts batches there; it decides nothing.
+const COUNTERS: &str = "num_batches_tracked";
+
+/// Why a file is no start for a model.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// It is not there, or cannot be read.
+    #[error("model.weights: {}: {error}; every worker that may begin the run must see it", path.display())]
+    Unreadable {
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// It is something else, or of another model.
+    #[error("model.weights: {}: {what}", path.display())]
+    Unfit {
+        /// Where.
+        path: PathBuf,
+        /// Which tensor, and what is wrong.
+        what: String,
+    },
+}
+
+impl WeightsError {
+    /// What the process exits with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Unreadable { .. } => ExitCode::NoInput,
+            Self::Unfit { .. } => ExitCode::Data,
+        }
+    }
+}
+
+/// Puts what is in the file in the place of `model`'s numbers. Gives the names that kept their own start: of the
+/// classifier only.
+///
+/// # Errors
+/// A file that is missing, is no safetensors file, lacks a tensor, or has one of another shape or one that the model does
+/// not know.
+pub fn put_into(model: &mut [Named], path: &Path) -> Result<Vec<String>, WeightsError> {
+    let unfit = |what: String| WeightsError::Unfit { path: path.to_owned(), what };
+    let bytes = std::fs::read(path).map_err(|error| WeightsError::Unreadable { path: path.to_owned(), error })?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| unfit(format!("no safetensors file: {error}")))?;
+    let mut kept = Vec::new();
+    for named in model.iter_mut() {
+        let is_head = named.name.starts_with(HEAD);
+        match file.tensor(&named.name) {
+            Ok(view) if view.shape() == named.shape => {
+                named.bytes = numbers(&view, named.dtype).map_err(|what| unfit(format!("{}: {what}", named.name)))?;
+            }
+            Ok(_) | Err(_) if is_head => kept.push(named.name.clone()),
+            Ok(view) => {
+                let (have, want) = (view.shape(), &named.shape);
+                return Err(unfit(format!(
+                    "`{}` is {have:?}, the model's is {want:?}: another arch or width",
+                    named.name
+                )));
+            }
+            Err(_) => return Err(unfit(format!("`{}` is missing: it is of another model", named.name))),
+        }
+    }
+    let is_known = |name: &str| model.iter().any(|named| named.name == name);
+    let unknown = file.names().into_iter().find(|name| !is_known(name) && !name.ends_with(COUNTERS));
+    match unknown.filter(|name| !name.starts_with(HEAD)) {
+        Some(name) => Err(unfit(format!("`{name}` is not in the model: it is of another one"))),
+        None => Ok(kept),
+    }
+}
+
+/// The numbers of a tensor, in the model's type.
+fn numbers(view: &TensorView<'_>, dtype: Dtype) -> Result<Vec<u8>, String> {
+    let data = view.data();
+    let values: Vec<f64> = match view.dtype() {
+        Stored::F32 => data.as_chunks().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect(),
+        Stored::F64 => data.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect(),
+        // The upper half of a 32-bit float.
+        Stored::BF16 => {
+            let wide = |bytes: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+            data.as_chunks().0.iter().map(|bytes| f64::from(wide(bytes))).collect()
+        }
+        other => return Err(format!("is {other:?}; F32, F64 and BF16 are read")),
+    };
+    Ok(match dtype {
+        Dtype::F64 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Dtype::F32 => values.iter().flat_map(|value| (*value as f32).to_le_bytes()).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::serialize_counted;
+
+    fn named(name: &str, shape: &[usize], start: f32) -> Named {
+        let count = shape.iter().product::<usize>();
+        let bytes = (0..count).flat_map(|i| (start + i as f32).to_le_bytes()).collect();
+        Named { name: name.into(), dtype: Dtype::F32, shape: shape.to_vec(), bytes }
+    }
+
+    fn file(tensors: &[Named]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), serialize_counted(file.path(), (tensors, &[]), None).unwrap()).unwrap();
+        file
+    }
+
+    fn model() -> Vec<Named> {
+        vec![named("conv1.weight", &[2, 3], 100.0), named("fc.bias", &[4], 200.0), named("fc.weight", &[4, 2], 300.0)]
+    }
+
+    #[test]
+    fn what_fits_is_taken_and_a_classifier_of_other_classes_keeps_its_own_start() {
+        let counters = named("bn1.num_batches_tracked", &[1], 0.0);
+        let same = file(&[
+            named("conv1.weight", &[2, 3], 1.0),
+            named("fc.bias", &[4], 2.0),
+            named("fc.weight", &[4, 2], 3.0),
+            counters,
+        ]);
+        let mut ours = model();
+        assert_eq!(put_into(&mut ours, same.path()).unwrap(), Vec::<String>::new());
+        assert_eq!(ours[2], named("fc.weight", &[4, 2], 3.0));
+
+        let other = file(&[
+            named("conv1.weight", &[2, 3], 1.0),
+            named("fc.bias", &[1000], 2.0),
+            named("fc.weight", &[1000, 2], 3.0),
+        ]);
+        let mut ours = model();
+        assert_eq!(put_into(&mut ours, other.path()).unwrap(), ["fc.bias", "fc.weight"]);
+        assert_eq!((&ours[0], &ours[1]), (&named("conv1.weight", &[2, 3], 1.0), &model()[1]));
+    }
+
+    #[test]
+    fn another_model_is_refused_with_the_tensor() {
+        let refused = |tensors: &[Named]| put_into(&mut model(), file(tensors).path()).unwrap_err();
+        let head = [named("fc.bias", &[4], 2.0), named("fc.weight", &[4, 2], 3.0)];
+        let [bias, weight] = head;
+        let wider = refused(&[named("conv1.weight", &[4, 3], 1.0), bias.clone(), weight.clone()]);
+        assert!(wider.to_string().contains("`conv1.weight` is [4, 3], the model's is [2, 3]"), "{wider}");
+        assert_eq!(wider.exit_code(), ExitCode::Data);
+        assert!(refused(&[bias.clone(), weight.clone()]).to_string().contains("`conv1.weight` is missing"));
+        let more = refused(&[named("conv1.weight", &[2, 3], 1.0), named("conv2.weight", &[1], 0.0), bias, weight]);
+        assert!(more.to_string().contains("`conv2.weight` is not in the model"), "{more}");
+        let missing = put_into(&mut model(), Path::new("/nowhere.safetensors")).unwrap_err();
+        assert_eq!(missing.exit_code(), ExitCode::NoInput);
+        let text = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(text.path(), "no tensors").unwrap();
+        assert_eq!(put_into(&mut model(), text.path()).unwrap_err().exit_code(), ExitCode::Data);
+    }
+}
