@@ -1,4 +1,4 @@
-//! The repository's own automation: `cargo xtask libtorch|build|demo|chaos|test|check`.
+//! The repository's own automation: `cargo xtask libtorch|tools|build|demo|chaos|test|check`.
 //!
 //! ```text
 //! test ──► libtorch ──► system      pip, g++: found, or named with the package that has them
@@ -16,6 +16,7 @@ mod libtorch;
 mod mutants;
 mod system;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -56,6 +57,8 @@ enum Task {
     Test,
     /// The checks that the compiler does not make: invariants, file sizes, unsafe code, dependencies.
     Check,
+    /// Fetch kubectl, schemas and definitions for the tests of `deploy/` into the cache (`cargo xtask test` does, too).
+    Tools,
     /// Put known bugs into a copy of the checkout, one at a time: the simulation must find each.
     Mutants {
         /// Only those with this in their names.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Task::Chaos { args } => chaos::chaos(&system, args),
         Task::Test => test::run_all(&system),
         Task::Check => check::run(&system),
+        Task::Tools => tools::provide(&system).map(|folder| eprintln!("tools are in {}", folder.display())),
         Task::Mutants { name } => mutants::run(&system, name),
     };
     match result {

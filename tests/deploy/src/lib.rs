@@ -1,0 +1,17 @@
+//! `deploy/kubernetes/`, held to what it promises.
+//!
+//! ```text
+//! kubectl kustomize ──► render ──► policy   probes, limits, security, exit codes, names
+//!                          │   └─► schema   Kubernetes' own kinds (kubernetes-validate), CRDs' fields (crd)
+//!                          └─────► pod ──► sandbox   a Pod's command as a process: namespaces, uid, read-only root
+//! ```
+//! May never: link libtorch, or know more of a manifest than a cluster is told.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))] // a panic is how a test fails
+
+pub mod codes;
+pub mod crd;
+pub mod policy;
+pub mod render;
+pub mod schema;
+pub mod tools;
