@@ -11,7 +11,11 @@
 
 pub mod codes;
 pub mod crd;
+pub mod net;
+pub mod pod;
 pub mod policy;
+pub mod process;
 pub mod render;
+pub mod sandbox;
 pub mod schema;
 pub mod tools;

@@ -53,3 +53,19 @@ fn folder() -> Option<PathBuf> {
     };
     set("LOCKSTEP_DEPLOY_TOOLS").or_else(|| Some(set("LOCKSTEP_CACHE").or_else(cache)?.join(FOLDER)))
 }
+
+/// `lockstep` and `lockstep-worker`: in `LOCKSTEP_TEST_BIN_DIR`, else where cargo builds. `None`: said why.
+///
+/// # Panics
+/// With `LOCKSTEP_TEST_REQUIRE`.
+pub fn executables() -> Option<[PathBuf; 2]> {
+    // …/target/<profile>/deps/<test>
+    let built = || Some(std::env::current_exe().ok()?.ancestors().nth(2)?.to_path_buf());
+    let folder = std::env::var_os("LOCKSTEP_TEST_BIN_DIR").map(PathBuf::from).or_else(built)?;
+    let both = ["lockstep", "lockstep-worker"].map(|name| folder.join(name));
+    if let Some(missing) = both.iter().find(|path| !path.is_file()) {
+        skip(&format!("no {}: `cargo build --workspace --bins`", missing.display()));
+        return None;
+    }
+    Some(both)
+}
