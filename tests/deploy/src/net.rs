@@ -21,13 +21,15 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 pub struct Net {
     namespace: String,
     next: AtomicU32,
+    is_owner: bool,
 }
 
 impl Net {
     /// Needs root.
     pub fn new() -> Result<Self> {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let net = Self { namespace: format!("lkd{}x{number}", std::process::id()), next: AtomicU32::new(2) };
+        let net =
+            Self { namespace: format!("lkd{}x{number}", std::process::id()), next: AtomicU32::new(2), is_owner: true };
         let hub = net.namespace.as_str();
         run("ip", &["netns", "add", hub]).context("namespaces need root")?;
         run("ip", &["-n", hub, "link", "set", "lo", "up"])?;
@@ -35,6 +37,16 @@ impl Net {
         run("ip", &["-n", hub, "addr", "add", "10.98.0.1/16", "dev", "br0"])?;
         run("ip", &["-n", hub, "link", "set", "br0", "up"])?;
         Ok(net)
+    }
+
+    /// One that another process made, beside whose bridge this one runs.
+    pub fn beside(namespace: &str) -> Self {
+        Self { namespace: namespace.into(), next: AtomicU32::new(2), is_owner: false }
+    }
+
+    /// The bridge's namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// An address that no Pod had before.
@@ -64,6 +76,8 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        let _ = run("ip", &["netns", "del", &self.namespace]);
+        if self.is_owner {
+            let _ = run("ip", &["netns", "del", &self.namespace]);
+        }
     }
 }

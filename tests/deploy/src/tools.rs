@@ -26,7 +26,12 @@ impl Tools {
             skip("no kubectl and no schemas in the cache: `cargo xtask test` fetches them");
             return None;
         };
-        Some(Self { kubectl: folder.join("kubectl"), validate: folder.join("validate"), crds: folder.join("crds") })
+        Some(Self::at(&folder))
+    }
+
+    /// Those of a folder.
+    pub fn at(folder: &Path) -> Self {
+        Self { kubectl: folder.join("kubectl"), validate: folder.join("validate"), crds: folder.join("crds") }
     }
 }
 
