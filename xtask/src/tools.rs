@@ -112,8 +112,11 @@ struct Module {
     dir: PathBuf,
 }
 
-/// Go checks the module against its checksum database.
-fn module_dir(work: &Path, module: &str) -> Result<PathBuf> {
+/// The unpacked files of a Go module. Go checks it against its checksum database.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub fn module_dir(work: &Path, module: &str) -> Result<PathBuf> {
     let said = output(Command::new("go").current_dir(work).args(["mod", "download", "-json", module]))
         .with_context(|| format!("cannot fetch {module}: is a Go proxy reachable (GOPROXY)?"))?;
     let module: Module = serde_json::from_str(&said).context("cannot read what go says")?;
