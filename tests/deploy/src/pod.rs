@@ -8,8 +8,8 @@ use serde_json::Value;
 
 /// What a cluster knows besides the Pod's spec.
 pub trait Cluster {
-    /// A key of a Secret.
-    fn secret(&self, name: &str, key: &str) -> Option<String>;
+    /// A Secret: its keys and values.
+    fn secret(&self, name: &str) -> Option<BTreeMap<String, String>>;
     /// The folder behind a claim.
     fn claim(&self, name: &str) -> Option<PathBuf>;
 }
@@ -43,6 +43,8 @@ pub enum Source {
     Memory(u64),
     /// A folder that outlives the Pod.
     Claim(PathBuf),
+    /// Files of a Secret, which the group may read: the volume's name, then names and contents.
+    Files(String, BTreeMap<String, String>),
 }
 
 /// A container, ready to be run.
@@ -106,7 +108,7 @@ impl Container {
 fn value_of(variable: &Value, container: &Value, identity: &Identity, cluster: &dyn Cluster) -> Result<Option<String>> {
     let from = &variable["valueFrom"];
     if let Some(key) = from["secretKeyRef"].as_object() {
-        let value = cluster.secret(&text(&key["name"])?, &text(&key["key"])?);
+        let value = cluster.secret(&text(&key["name"])?).and_then(|mut all| all.remove(key["key"].as_str()?));
         let is_optional = key.get("optional") == Some(&Value::Bool(true));
         ensure!(value.is_some() || is_optional, "no key {} in the Secret {}", key["key"], key["name"]);
         return Ok(value);
@@ -137,6 +139,8 @@ fn mounts(spec: &Value, container: &Value, cluster: &dyn Cluster) -> Result<Vec<
         let volume = volumes.get(name.as_str()).with_context(|| format!("no volume {name}"))?;
         let source = if let Some(claim) = volume["persistentVolumeClaim"]["claimName"].as_str() {
             Source::Claim(cluster.claim(claim).with_context(|| format!("the claim {claim} is not bound"))?)
+        } else if let Some(secret) = volume["secret"]["secretName"].as_str() {
+            Source::Files(name, cluster.secret(secret).with_context(|| format!("no Secret {secret}"))?)
         } else if volume["emptyDir"]["medium"] == "Memory" {
             Source::Memory(quantity(&volume["emptyDir"]["sizeLimit"])? as u64)
         } else if volume["emptyDir"].is_object() {
@@ -191,8 +195,8 @@ mod tests {
     struct Nothing;
 
     impl Cluster for Nothing {
-        fn secret(&self, name: &str, key: &str) -> Option<String> {
-            (name == "s" && key == "k").then(|| "hidden".into())
+        fn secret(&self, name: &str) -> Option<BTreeMap<String, String>> {
+            (name == "s").then(|| [("k".to_owned(), "hidden".to_owned())].into())
         }
 
         fn claim(&self, name: &str) -> Option<PathBuf> {

@@ -177,7 +177,7 @@ fn script(container: &Container, image: &Image, identity: &Identity, folder: &Pa
     if container.is_read_only {
         line(format!("mount -o remount,ro {}", at("")));
     }
-    line(format!("exec {} </dev/null 3<&-) & wait $!", command(container, &root)));
+    line(format!("exec {} </dev/null 3<&-) & wait $!", command(container, &identity.name, &root)));
     Ok(script)
 }
 
@@ -208,6 +208,17 @@ fn volume(
         }
         Source::Scratch(name) => folder.join("volumes").join(name),
         Source::Claim(path) => path.clone(),
+        Source::Files(name, files) => {
+            let source = folder.join("volumes").join(name);
+            fs::create_dir_all(&source)?;
+            for (name, text) in files {
+                let file = source.join(name);
+                fs::write(&file, text)?;
+                chown(&file, None, Some(container.gid))?;
+                fs::set_permissions(&file, fs::Permissions::from_mode(0o440))?;
+            }
+            source
+        }
     };
     fs::create_dir_all(&source)?;
     // What fsGroup means: the group owns it and may write.
@@ -219,12 +230,18 @@ fn volume(
 }
 
 /// Root until `setpriv`, which comes from within the new root, as does `env`.
-fn command(container: &Container, root: &Path) -> String {
+fn command(container: &Container, name: &str, root: &Path) -> String {
     let ids = format!("--reuid={} --regid={} --clear-groups", container.uid, container.gid);
     let nothing = "--bounding-set=-all --inh-caps=-all --ambient-caps=-all --no-new-privs --pdeathsig KILL";
-    let path = ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned());
-    let env = std::iter::once(&path).chain(&container.env);
-    let env: Vec<String> = env.map(|(name, value)| quote(&format!("{name}={value}"))).collect();
+    // What every container finds, whatever its Pod says.
+    let always = [
+        ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
+        ("HOSTNAME".to_owned(), name.to_owned()),
+        ("KUBERNETES_SERVICE_HOST".to_owned(), "10.96.0.1".to_owned()),
+        ("KUBERNETES_SERVICE_PORT".to_owned(), "443".to_owned()),
+    ];
+    let env: Vec<String> =
+        always.iter().chain(&container.env).map(|(name, value)| quote(&format!("{name}={value}"))).collect();
     let words: Vec<String> = container.command.iter().map(|word| quote(word)).collect();
     let root = quote(&root.display().to_string());
     format!("chroot {root} setpriv {ids} {nothing} env -i {} {}", env.join(" "), words.join(" "))

@@ -54,9 +54,10 @@ struct Here<'a> {
 }
 
 impl Cluster for Here<'_> {
-    fn secret(&self, name: &str, key: &str) -> Option<String> {
+    fn secret(&self, name: &str) -> Option<BTreeMap<String, String>> {
         let secret = self.api.get(&format!("/api/v1/namespaces/{}/secrets/{name}", self.namespace)).ok()??;
-        clock::from_base64(secret["data"][key].as_str()?)
+        let values = secret["data"].as_object()?.iter();
+        values.map(|(key, value)| Some((key.clone(), clock::from_base64(value.as_str()?)?))).collect()
     }
 
     fn claim(&self, name: &str) -> Option<PathBuf> {
