@@ -4,8 +4,7 @@
 //! look:  Pods of the API ──► start │ SIGTERM, later SIGKILL │ probe ──► status: phase, exit code, Ready
 //!        Services ──► the hosts files of Pods, in place of DNS
 //! ```
-//! What a kubelet does besides and this does not: several containers, liveness, limits, logs and exec, gRPC probes (a
-//! connection to the port counts).
+//! What a kubelet does besides and this does not: several containers, liveness, limits, logs and exec.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -15,8 +14,8 @@ use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::api::{Api, probe};
-use super::clock;
+use super::api::Api;
+use super::{clock, probe};
 use crate::net::Net;
 use crate::pod::{Cluster, Container, Identity};
 use crate::sandbox::{Image, Running};
@@ -223,18 +222,17 @@ fn is_behind(pod: &Value, service: &Value) -> bool {
 /// Started, by its startupProbe, and ready, by its readinessProbe.
 fn is_ready(pod: &Value, local: &Local) -> bool {
     let container = &pod["spec"]["containers"][0];
-    let port = |wanted: &Value| {
-        let named = container["ports"].as_array()?.iter().find(|port| port["name"] == *wanted);
-        named.map_or(wanted.as_u64(), |port| port["containerPort"].as_u64())
+    let named = |wanted: &Value| {
+        let port = container["ports"].as_array()?.iter().find(|port| port["name"] == *wanted);
+        port.map_or(wanted.as_u64(), |port| port["containerPort"].as_u64())
     };
     ["startupProbe", "readinessProbe"].iter().map(|kind| &container[*kind]).all(|check| {
-        if let Some(port) = port(&check["httpGet"]["port"]) {
+        if let Some(port) = named(&check["httpGet"]["port"]) {
             let path = check["httpGet"]["path"].as_str().unwrap_or("/");
-            return probe(&format!("{}:{port}", local.ip), path).is_ok_and(|status| (200..400).contains(&status));
+            return probe::http(&format!("{}:{port}", local.ip), path).is_ok_and(|status| (200..400).contains(&status));
         }
-        let Some(port) = check["grpc"]["port"].as_u64() else { return true };
-        let Ok(address) = format!("{}:{port}", local.ip).parse() else { return false };
-        std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+        let port = check["grpc"]["port"].as_u64();
+        port.is_none_or(|port| probe::grpc(&format!("{}:{port}", local.ip)).is_ok())
     })
 }
 

@@ -100,16 +100,6 @@ impl Api {
     }
 }
 
-/// Asks an HTTP server of a Pod for a path; the status of its answer.
-pub fn probe(address: &str, path: &str) -> Result<u16> {
-    let mut stream = TcpStream::connect_timeout(&address.parse()?, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer); // the status is enough
-    status(&answer)
-}
-
 fn exchange(port: u16, request: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -121,7 +111,7 @@ fn exchange(port: u16, request: &str) -> Result<(u16, String)> {
     Ok((status(head)?, body.to_owned()))
 }
 
-fn status(head: &str) -> Result<u16> {
+pub(super) fn status(head: &str) -> Result<u16> {
     head.split_whitespace().nth(1).and_then(|word| word.parse().ok()).context("no status in the answer")
 }
 

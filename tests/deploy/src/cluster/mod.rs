@@ -10,6 +10,7 @@ mod agent;
 mod api;
 mod clock;
 mod control_plane;
+mod probe;
 mod scenario;
 mod show;
 
