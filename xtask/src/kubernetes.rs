@@ -26,8 +26,6 @@ const UNNEEDED: [&str; 2] = ["k8s.io/sample-cli-plugin", "k8s.io/sample-controll
 /// # Errors
 /// When something cannot be built or a promise did not hold.
 pub fn kubernetes(system: &System, bin_dir: Option<&Path>) -> Result<()> {
-    system.need("ip", &["-V"], &["iproute2"])?;
-    system.need("openssl", &["version"], &["openssl"])?;
     let tools = tools::provide(system)?;
     let control_plane = provide(system)?;
     let executables = match bin_dir {

@@ -50,6 +50,9 @@ const MODULES: [(&str, &[&str]); 5] = [
 /// # Errors
 /// When a program that fetches them is missing, or a registry cannot be reached.
 pub fn provide(system: &System) -> Result<PathBuf> {
+    // Pods are run as processes in network namespaces, and get certificates.
+    system.need("ip", &["-V"], &["iproute2"])?;
+    system.need("openssl", &["version"], &["openssl"])?;
     let folder = system.cache()?.join(FOLDER);
     if folder.is_dir() {
         return Ok(folder);

@@ -88,19 +88,27 @@ impl Show {
     pub fn wait<T>(&mut self, what: &str, seconds: u64, mut look: impl FnMut(&Api) -> Result<Option<T>>) -> Result<T> {
         let end = Instant::now() + Duration::from_secs(seconds);
         loop {
-            if self.looked.is_none_or(|looked| looked.elapsed() > BEAT) {
-                self.plane.check()?;
-                self.agent.look()?;
-                self.looked = Some(Instant::now());
-                if let Some(seen) = look(&self.api)? {
-                    return Ok(seen);
-                }
+            if self.beat()?
+                && let Some(seen) = look(&self.api)?
+            {
+                return Ok(seen);
             }
             if Instant::now() > end {
                 bail!("{what}: not within {seconds} s");
             }
             std::thread::sleep(LOOK); // between two looks
         }
+    }
+
+    /// Lets the agent work, if it is time; nodes that say nothing for long are not used any more.
+    pub fn beat(&mut self) -> Result<bool> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < BEAT) {
+            return Ok(false);
+        }
+        self.plane.check()?;
+        self.agent.look()?;
+        self.looked = Some(Instant::now());
+        Ok(true)
     }
 
     /// A namespace on which the restricted level is enforced, with a Secret and a volume.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lockstep_deploy::codes;
 use lockstep_deploy::policy::Component;
 use lockstep_deploy::process::until;
 use lockstep_deploy::sandbox::Running;
@@ -68,7 +69,12 @@ fn without_the_secret_a_coordinator_says_which_command_makes_it() {
     let identity = site.identity(Component::Coordinator);
     let container = site.container(Component::Coordinator, &identity);
     let mut pod = site.start(Component::Coordinator, &container, identity, "");
-    ends(&mut pod, 77, &["LOCKSTEP_TOKEN", "kubectl create secret generic lockstep-token"]);
+    // One of the codes after which the Job fails at once.
+    let code = i64::from(pod.wait(PATIENCE).unwrap());
+    assert!(codes::fatal(&codes::table().unwrap()).contains(&code), "{code}");
+    for words in ["LOCKSTEP_TOKEN", "kubectl create secret generic lockstep-token"] {
+        assert!(pod.log().contains(words), "{}", pod.log());
+    }
 }
 
 #[test]
