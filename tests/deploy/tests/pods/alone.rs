@@ -57,6 +57,7 @@ fn ends(pod: &mut Running, code: i32, words: &[&str]) {
     let log = pod.log();
     let last = log.lines().rev().find(|line| line.contains("error: ")).unwrap_or_default();
     let said = &log[log.find(last).unwrap_or(0)..];
+    println!("{code}: {}", said.trim());
     for word in words {
         assert!(said.contains(word), "no {word:?} in: {log}");
     }
