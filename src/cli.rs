@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{audit, coordinate, data, doctor, events, exec, report, status, sweep, train};
+use crate::{audit, coordinate, data, doctor, events, exec, launch, report, status, sweep, train};
 
 /// Trains residual networks over many processes such that the course of a run is a property of its recipe.
 #[derive(Parser)]
@@ -71,7 +71,7 @@ impl Cli {
         match self.command {
             Command::Train(args) => train::run(args),
             Command::Coordinator(args) => coordinate::run(args),
-            Command::Worker(passed) => Err(exec::worker("worker", &passed.args)),
+            Command::Worker(passed) => Err(launch::worker(passed.args)),
             Command::Eval(passed) => Err(exec::worker("eval", &passed.args)),
             Command::Export(passed) => Err(exec::worker("export", &passed.args)),
             Command::Bench(passed) => Err(exec::worker("bench", &passed.args)),

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use lockstep_coordinator::{Coordinator, CoordinatorConfig};
+use lockstep_coordinator::{Coordinator, CoordinatorConfig, CoordinatorError};
 use lockstep_proto::exit::ExitCode;
 use tokio::sync::mpsc;
 
 use crate::failure::Failure;
-use crate::flags::RecipeArgs;
+use crate::flags::{RecipeArgs, TlsArgs};
+use crate::launch;
 use crate::output;
 use crate::signals::Signals;
 
@@ -37,6 +38,11 @@ pub struct Args {
     /// Listen beyond this machine without a token: anyone who reaches the port may join.
     #[arg(long, env = "LOCKSTEP_INSECURE", value_parser = clap::builder::FalseyValueParser::new())]
     insecure: bool,
+    #[command(flatten)]
+    tls: TlsArgs,
+    /// Answer over HTTP here: /healthz, /readyz, /metrics, /status. Read only, without a token.
+    #[arg(long, value_name = "ADDR", env = "LOCKSTEP_HTTP")]
+    http: Option<SocketAddr>,
     /// Print as JSON.
     #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     json: bool,
@@ -64,13 +70,19 @@ pub fn run(args: Args) -> Result<(), Failure> {
             listen: args.listen,
             token: args.token,
             insecure: args.insecure,
+            tls: args.tls.files(),
+            http: args.http,
         };
-        let bound = Coordinator::bind(config).await?;
-        let url = format!("http://{}", bound.local_addr());
+        let bound = Coordinator::bind(config).await.map_err(with_remedy)?;
+        let url = bound.url();
+        let http = bound.http_addr().map(|address| format!("http://{address}"));
         if args.json {
-            output::json(&serde_json::json!({ "kind": "listening", "url": url, "run_dir": bound.run_dir() }));
+            output::json(
+                &serde_json::json!({ "kind": "listening", "url": url, "http": http, "run_dir": bound.run_dir() }),
+            );
         } else {
-            output::line(format!("listening on {url}"));
+            let http = http.map_or(String::new(), |http| format!(", HTTP on {http}"));
+            output::line(format!("listening on {url}{http}"));
         }
         // Nobody watches here; what happens is in the run directory.
         let (observer, _) = mpsc::channel(1);
@@ -92,4 +104,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
         };
         if outcome.code == ExitCode::Done { Ok(()) } else { Err(Failure::new(outcome.code, outcome.reason)) }
     })
+}
+
+/// What a cluster's user does about it.
+fn with_remedy(error: CoordinatorError) -> Failure {
+    let is_exposed = matches!(error, CoordinatorError::Exposed { .. });
+    let mut failure = Failure::from(error);
+    if let (true, Some(remedy)) = (is_exposed, launch::token_remedy(&launch::Vars::of_process())) {
+        failure.reason = format!("{}; {remedy}", failure.reason);
+    }
+    failure
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::exec;
 use crate::failure::Failure;
+use crate::launch::{Place, Told, Vars};
 use crate::output;
 
 /// `lockstep doctor`
@@ -23,6 +24,12 @@ struct Findings {
     version: &'static str,
     bf16: Option<&'static str>,
     cores: usize,
+    /// GPUs that this process may open.
+    gpus: usize,
+    /// Bytes of `/dev/shm`.
+    shm: Option<u64>,
+    /// What a launcher said of this process.
+    place: Option<String>,
     worker: Option<String>,
     worker_version: Option<String>,
     warnings: Vec<String>,
@@ -38,6 +45,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         version: env!("CARGO_PKG_VERSION"),
         bf16: bf16(),
         cores: std::thread::available_parallelism().map_or(1, Into::into),
+        gpus: gpus(),
+        shm: shm(),
+        place: None,
         worker: None,
         worker_version: None,
         warnings: Vec::new(),
@@ -46,6 +56,16 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if found.bf16.is_none() {
         let warning = "this CPU has no bf16 instructions: precision = \"bf16\" is many times slower than fp32 here";
         found.warnings.push(warning.into());
+    }
+    if let Some(warning) = found.shm.and_then(small_shm) {
+        found.warnings.push(warning);
+    }
+    match Place::find(&Vars::of_process(), Told::train(false)) {
+        Ok(place) => {
+            found.place = place.describe();
+            found.warnings.extend(place.warnings);
+        }
+        Err(failure) => found.warnings.push(failure.reason),
     }
     match exec::worker_path() {
         Err(failure) => found.problem = Some(failure.reason),
@@ -80,6 +100,12 @@ fn print(found: &Findings) {
     output::line(format!("lockstep         {}", found.version));
     output::line(format!("bf16             {}", found.bf16.unwrap_or("none")));
     output::line(format!("cores            {}", found.cores));
+    output::line(format!("GPUs             {}", found.gpus));
+    let shm = found.shm.map_or("none".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+    output::line(format!("/dev/shm         {shm}"));
+    if let Some(place) = &found.place {
+        output::line(place);
+    }
     output::line(format!("worker           {}", found.worker.as_deref().unwrap_or("not found")));
     if let Some(version) = &found.worker_version {
         output::line(format!("it says          {version}"));
@@ -94,4 +120,40 @@ fn bf16() -> Option<&'static str> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     ["amx_bf16", "avx512_bf16"].into_iter().find(|wanted| flags.split_whitespace().any(|flag| flag == *wanted))
+}
+
+/// As the driver shows them to this process.
+fn gpus() -> usize {
+    let is_gpu = |name: &str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
+    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_str().is_some_and(is_gpu)).count()
+}
+
+fn shm() -> Option<u64> {
+    rustix::fs::statvfs("/dev/shm").ok().map(|shm| shm.f_blocks * shm.f_frsize)
+}
+
+/// NCCL puts buffers there for every pair of processes of a host.
+fn small_shm(bytes: u64) -> Option<String> {
+    const ENOUGH: u64 = 512 << 20;
+    (bytes < ENOUGH).then(|| {
+        format!(
+            "/dev/shm has {} MiB, too little for NCCL between processes of one host: docker run --shm-size=1g; in \
+             Kubernetes mount an emptyDir with medium: Memory there",
+            bytes >> 20
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shm_that_containers_get_unasked_is_too_small() {
+        assert!(
+            small_shm(64 << 20).is_some_and(|warning| warning.contains("64 MiB") && warning.contains("--shm-size"))
+        );
+        assert_eq!(small_shm(1 << 30), None);
+    }
 }

@@ -34,10 +34,15 @@ pub fn worker_path() -> Result<PathBuf, Failure> {
 
 /// Becomes `lockstep-worker SUBCOMMAND ARGS`; returns only when that fails.
 pub fn worker(subcommand: &str, args: &[OsString]) -> Failure {
+    worker_with(subcommand, args, None)
+}
+
+/// The same, with a variable set for it.
+pub fn worker_with(subcommand: &str, args: &[OsString], variable: Option<(&str, String)>) -> Failure {
     match worker_path() {
         Err(failure) => failure,
         Ok(path) => {
-            let error = Command::new(&path).arg(subcommand).args(args).exec();
+            let error = Command::new(&path).arg(subcommand).args(args).envs(variable).exec();
             Failure::new(ExitCode::Config, format!("cannot start {}: {error}", path.display()))
         }
     }

@@ -1,6 +1,9 @@
 //! Arguments that several subcommands share.
 
+use std::path::PathBuf;
+
 use lockstep_proto::recipe::{Recipe, builtin};
+use lockstep_proto::wire::TlsFiles;
 
 use crate::failure::Failure;
 use crate::output;
@@ -24,6 +27,27 @@ impl RecipeArgs {
             return Err(Failure::new(lockstep_proto::exit::ExitCode::Usage, reason));
         };
         Ok(Recipe::load(name, &self.sets)?)
+    }
+}
+
+/// Certificates for TLS between the coordinator and its callers.
+#[derive(clap::Args, Clone)]
+pub struct TlsArgs {
+    /// Certificate of this process, PEM.
+    #[arg(long, value_name = "FILE", env = "LOCKSTEP_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, value_name = "FILE", env = "LOCKSTEP_TLS_KEY")]
+    tls_key: Option<PathBuf>,
+    /// Authority that the other side's certificate must be of; a coordinator with it lets nobody in without one.
+    #[arg(long, value_name = "FILE", env = "LOCKSTEP_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// The files, unread.
+    pub fn files(&self) -> TlsFiles {
+        TlsFiles { cert: self.tls_cert.clone(), key: self.tls_key.clone(), ca: self.tls_ca.clone() }
     }
 }
 

@@ -18,6 +18,7 @@ mod events;
 mod exec;
 mod failure;
 mod flags;
+mod launch;
 mod output;
 mod report;
 mod signals;

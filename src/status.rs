@@ -8,17 +8,20 @@ use lockstep_proto::exit::ExitCode;
 use lockstep_proto::plan::Course;
 use lockstep_proto::recipe::Recipe;
 use lockstep_proto::status::{Phase, Status};
-use lockstep_proto::wire::pb;
 use lockstep_proto::wire::pb::lockstep_client::LockstepClient;
+use lockstep_proto::wire::{TlsFiles, pb};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
 
 use crate::failure::Failure;
+use crate::flags::TlsArgs;
 use crate::train::describe;
 use crate::{audit, output};
 
 /// How long a coordinator may take to answer.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// The event of an end.
+const ENDED: &str = "ended";
 
 /// `lockstep status`
 #[derive(clap::Args)]
@@ -32,6 +35,11 @@ pub struct Args {
     /// Token of the coordinator, if it wants one.
     #[arg(long, value_name = "TOKEN", env = "LOCKSTEP_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
+    /// Print nothing: exit as the run ended, 0 when it is complete, 75 where it can go on.
+    #[arg(long, env = "LOCKSTEP_EXIT_CODE", value_parser = clap::builder::FalseyValueParser::new())]
+    exit_code: bool,
     /// Print as JSON.
     #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     json: bool,
@@ -44,7 +52,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(ExitCode::Software, error.to_string()))?;
-    let ask = |url: &str| runtime.block_on(ask(url, args.token.as_deref()));
+    let tls = args.tls.files();
+    let ask = |url: &str| runtime.block_on(ask(url, args.token.as_deref(), &tls));
     let status = if args.of.contains("://") {
         ask(&args.of)?
     } else {
@@ -55,6 +64,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             None => read(run)?,
         }
     };
+    if args.exit_code {
+        return how_it_ended(&args.of, &status);
+    }
     if args.json {
         output::json(&status);
         return Ok(());
@@ -77,9 +89,32 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn ask(url: &str, token: Option<&str>) -> Result<Status, Failure> {
+/// As the run ended. One that goes on, or was killed, is one to go on with.
+fn how_it_ended(of: &str, status: &Status) -> Result<(), Failure> {
+    if status.phase == Phase::Done {
+        return Ok(());
+    }
+    let resumable = |why: &str| Failure::new(ExitCode::TempFail, format!("{of}: {why}"));
+    if status.phase != Phase::Failed || of.contains("://") {
+        return Err(resumable("it has not ended yet"));
+    }
+    let last = audit::open(Path::new(of))?.events(0)?.into_iter().rev().find(|event| event.kind == ENDED);
+    let Some(detail) = last.map(|event| event.detail) else {
+        return Err(resumable("its coordinator was killed; go on with --resume"));
+    };
+    let code = detail.get("code").and_then(serde_json::Value::as_u64).and_then(|code| u8::try_from(code).ok());
+    let code = code.and_then(ExitCode::from_code).unwrap_or(ExitCode::TempFail);
+    let reason = detail.get("reason").and_then(serde_json::Value::as_str).unwrap_or_default();
+    Err(Failure::new(code, format!("{of}: {reason}")))
+}
+
+async fn ask(url: &str, token: Option<&str>, tls: &TlsFiles) -> Result<Status, Failure> {
     let usage = |what: String| Failure::new(ExitCode::Usage, format!("{url}: {what}; expected http://HOST:PORT"));
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| usage(error.to_string()))?;
+    let mut endpoint = endpoint;
+    if let Some(tls) = tls.client(url).map_err(|error| Failure::new(error.exit_code(), error.to_string()))? {
+        endpoint = endpoint.tls_config(tls).map_err(|error| usage(format!("TLS: {error}")))?;
+    }
     let channel = endpoint.connect_timeout(DEADLINE).timeout(DEADLINE).connect().await.map_err(|error| {
         // The outer errors say "transport error"; the innermost says what happened.
         let mut why: &dyn std::error::Error = &error;

@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::recipe::Recipe;
+use lockstep_proto::wire::TlsFiles;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use tonic::transport::{Server, ServerTlsConfig};
 
 use crate::artifacts::Artifacts;
 use crate::engine::{Effect, Engine, EngineConfig};
 use crate::error::CoordinatorError;
+use crate::http::Http;
 use crate::progress::Progress;
 use crate::run_dir::{self, RunDir};
 use crate::runtime::Runtime;
@@ -51,6 +53,10 @@ pub struct CoordinatorConfig {
     pub token: Option<String>,
     /// Whether an address that others reach needs no token.
     pub insecure: bool,
+    /// Certificates, for TLS.
+    pub tls: TlsFiles,
+    /// Where to answer over HTTP; port 0 takes any that is free.
+    pub http: Option<SocketAddr>,
 }
 
 /// How a run ended.
@@ -68,6 +74,7 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Bound {
     listener: TcpListener,
+    http: Option<Http>,
     opened: Opened,
 }
 
@@ -76,6 +83,7 @@ pub struct Bound {
 pub struct Opened {
     address: SocketAddr,
     token: Option<String>,
+    tls: Option<ServerTlsConfig>,
     published: Published,
     run: Run,
 }
@@ -104,19 +112,26 @@ impl Coordinator {
     /// See [`CoordinatorError`]; nothing is left behind but, perhaps, a new run directory.
     pub async fn bind(config: CoordinatorConfig) -> Result<Bound, CoordinatorError> {
         let wanted = config.listen;
-        if !wanted.ip().is_loopback() && config.token.is_none() && !config.insecure {
+        if !wanted.ip().is_loopback() && config.token.is_none() && !config.tls.is_mutual() && !config.insecure {
             return Err(CoordinatorError::Exposed { address: wanted });
         }
-        let listen = |error| CoordinatorError::Listen { address: wanted, error };
-        let listener = TcpListener::bind(wanted).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let listener = listen(wanted).await?;
+        let address = listener.local_addr().map_err(|error| CoordinatorError::Listen { address: wanted, error })?;
+        // Before the run is opened: whoever asks meanwhile hears that it is not ready.
+        let http = match config.http {
+            None => None,
+            Some(wanted) => {
+                let refused = |error| CoordinatorError::Listen { address: wanted, error };
+                Some(Http::start(listen(wanted).await?).map_err(refused)?)
+            }
+        };
         let config = CoordinatorConfig { listen: address, ..config };
         // Hashes checkpoints: seconds, when they are large.
         let opened = match tokio::task::spawn_blocking(move || Self::open(config)).await {
             Ok(opened) => opened?,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        Ok(Bound { listener, opened })
+        Ok(Bound { listener, http, opened })
     }
 
     /// The same without the address: `config.listen` is only what others are told. Blocks.
@@ -125,10 +140,16 @@ impl Coordinator {
     /// As for [`bind`](Self::bind).
     pub fn open(config: CoordinatorConfig) -> Result<Opened, CoordinatorError> {
         let (address, token) = (config.listen, config.token.clone());
+        let tls = config.tls.server()?;
         let run = Run::open(config)?;
-        let published = StatusFile::publish(run.run_dir.path(), address, &run.run_id)?;
-        Ok(Opened { address, token, published, run })
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let published = StatusFile::publish(run.run_dir.path(), (scheme, address), &run.run_id)?;
+        Ok(Opened { address, token, tls, published, run })
     }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, CoordinatorError> {
+    TcpListener::bind(address).await.map_err(|error| CoordinatorError::Listen { address, error })
 }
 
 impl Run {
@@ -170,6 +191,17 @@ impl Bound {
         self.opened.address
     }
 
+    /// The same, as workers are told it.
+    pub fn url(&self) -> String {
+        let scheme = if self.opened.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.opened.address)
+    }
+
+    /// Where it answers over HTTP.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(Http::address)
+    }
+
     /// The run directory, absolute.
     pub fn run_dir(&self) -> &Path {
         self.opened.run.run_dir.path()
@@ -190,7 +222,8 @@ impl Bound {
         shutdown: impl Future<Output = String>,
         observer: mpsc::Sender<Progress>,
     ) -> Result<Outcome, CoordinatorError> {
-        self.opened.serve(TcpListenerStream::new(self.listener), Writing::Thread, shutdown, observer).await
+        let incoming = TcpListenerStream::new(self.listener);
+        self.opened.serve_with(incoming, self.http, Writing::Thread, (shutdown, observer)).await
     }
 }
 
@@ -209,7 +242,20 @@ impl Opened {
     where
         S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     {
-        let Self { address, token, published, run } = self;
+        self.serve_with(incoming, None, writing, (shutdown, observer)).await
+    }
+
+    async fn serve_with<S>(
+        self,
+        incoming: impl Stream<Item = io::Result<S>> + Send + 'static,
+        http: Option<Http>,
+        writing: Writing,
+        (shutdown, observer): (impl Future<Output = String>, mpsc::Sender<Progress>),
+    ) -> Result<Outcome, CoordinatorError>
+    where
+        S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
+        let Self { address, token, tls, published, run } = self;
         let path = run.run_dir.path().to_owned();
         let stall = run.stall_timeout;
         let writer = Writer::start(run.store, run.artifacts, observer.clone(), writing)
@@ -219,13 +265,24 @@ impl Opened {
 
         let service =
             Service { run_id: run.run_id.clone(), run_dir: path.clone(), inputs: inputs.clone(), status: seen };
+        if let Some(http) = &http {
+            http.is_ready(service.status.clone());
+        }
         let (over, is_over) = oneshot::channel::<()>();
+        // Before any worker is let in: whoever asks needs no token.
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        let mut builder = Server::builder();
+        if let Some(tls) = tls {
+            builder = builder.tls_config(tls).map_err(CoordinatorError::BadTls)?;
+        }
         let mut server = JoinSet::new();
         server.spawn(
-            Server::builder()
+            builder
                 .http2_keepalive_interval(Some(stall / PINGS))
                 .http2_keepalive_timeout(Some(stall - stall / PINGS))
                 .tcp_nodelay(true)
+                .add_service(health_service)
                 .add_service(service.into_server(token.as_deref()))
                 .serve_with_incoming_shutdown(incoming, async {
                     let _ = is_over.await;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use lockstep_proto::exit::ExitCode;
+use lockstep_proto::wire::TlsError;
 
 use crate::engine::EngineError;
 use crate::run_dir::RunDirError;
@@ -44,6 +45,12 @@ pub enum CoordinatorError {
         /// What was asked for.
         address: SocketAddr,
     },
+    /// Certificates that are of no use.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// What is in them.
+    #[error("TLS: {0}; check that --tls-cert, --tls-key and --tls-ca hold PEM, and that the key is the certificate's")]
+    BadTls(tonic::transport::Error),
     /// A file of the coordinator's own, or a thread, cannot be made.
     #[error("{}: {error}", path.display())]
     Io {
@@ -62,7 +69,8 @@ impl CoordinatorError {
             Self::Store(error) => error.exit_code(),
             Self::Engine { error, .. } => error.exit_code(),
             Self::Listen { .. } | Self::Io { .. } => ExitCode::CantCreate,
-            Self::Exposed { .. } => ExitCode::Usage,
+            Self::Exposed { .. } | Self::BadTls(_) => ExitCode::Usage,
+            Self::Tls(error) => error.exit_code(),
         }
     }
 }

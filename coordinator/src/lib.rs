@@ -17,6 +17,7 @@ mod coordinator;
 pub mod engine;
 mod error;
 pub mod host;
+mod http;
 pub mod progress;
 pub mod provenance;
 pub mod run_dir;

@@ -17,7 +17,7 @@ const FILE_NAME: &str = "coordinator.json";
 /// Where a run is served from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusFile {
-    /// `http://host:port`; loopback when it listens on every address.
+    /// `http://host:port`, or `https://`; loopback when it listens on every address.
     pub address: String,
     /// Its process.
     pub pid: u32,
@@ -40,9 +40,13 @@ impl StatusFile {
     }
 
     /// Writes it; it goes when the guard does.
-    pub(crate) fn publish(run_dir: &Path, address: SocketAddr, run_id: &str) -> Result<Published, StoreError> {
+    pub(crate) fn publish(
+        run_dir: &Path,
+        (scheme, address): (&str, SocketAddr),
+        run_id: &str,
+    ) -> Result<Published, StoreError> {
         let file = Self {
-            address: format!("http://{}", reachable(address)),
+            address: format!("{scheme}://{}", reachable(address)),
             pid: std::process::id(),
             host: host::name(),
             run_id: run_id.to_owned(),

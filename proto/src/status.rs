@@ -72,6 +72,25 @@ pub enum Phase {
     Failed,
 }
 
+impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Waiting, Self::Syncing, Self::Training, Self::Halting, Self::Draining, Self::Done, Self::Failed];
+
+    /// For programs, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Syncing => "syncing",
+            Self::Training => "training",
+            Self::Halting => "halting",
+            Self::Draining => "draining",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 impl std::fmt::Display for Phase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

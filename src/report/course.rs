@@ -112,10 +112,10 @@ fn data_set(recipe: &Recipe, data: Option<&DataIdentity>) -> String {
 
 fn network(recipe: &Recipe) -> String {
     let wider = match recipe.model.width {
-        16 => String::new(),
+        width if width == recipe.model.usual_width() => String::new(),
         width => format!(", width {width}"),
     };
-    format!("ResNet-{}{wider}", 6 * recipe.model.n + 2)
+    format!("{}{wider}", recipe.model.title())
 }
 
 fn solver(recipe: &Recipe) -> String {

@@ -150,7 +150,7 @@ impl Plan {
 impl Config {
     /// Depth of its network.
     pub fn layers(&self) -> u32 {
-        6 * self.recipe.model.n + 2
+        self.recipe.model.depth()
     }
 }
 
@@ -221,7 +221,7 @@ fn cost(recipe: &Recipe) -> f64 {
         steps => steps as f64 * recipe.train.batch as f64,
     };
     let width = f64::from(recipe.model.width) / 16.0;
-    by_epochs.min(by_steps) * f64::from(6 * recipe.model.n + 2) * width * width
+    by_epochs.min(by_steps) * f64::from(recipe.model.depth()) * width * width
 }
 
 /// Training samples, before the data are there to be counted.

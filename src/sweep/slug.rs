@@ -45,7 +45,7 @@ impl Slugs {
     pub(super) fn of(&self, recipe: &Recipe) -> String {
         let keys = keys(recipe);
         let kind = keys.get("data.kind").map(|kind| plain(kind)).unwrap_or_default();
-        let mut slug = format!("{kind}-resnet{}", 6 * recipe.model.n + 2);
+        let mut slug = format!("{kind}-resnet{}", recipe.model.depth());
         let hash = hex(&Sha256::digest(identity(recipe)));
         let hash = hash.get(..8).unwrap_or(&hash);
         for (key, value) in &keys {

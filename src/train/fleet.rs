@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::failure::Failure;
+use crate::launch::TOKEN;
 
 /// As much of a log's end is looked at as any error needs.
 const TAIL_BYTES: u64 = 8 * 1024;
@@ -31,6 +32,8 @@ pub struct Spec {
     pub args: Vec<OsString>,
     /// Folder of `worker-<i>.log`.
     pub logs: PathBuf,
+    /// What they show the coordinator.
+    pub token: Option<String>,
 }
 
 /// A worker that ended.
@@ -84,6 +87,9 @@ impl Fleet {
         command.args(&self.spec.args).stdin(Stdio::piped()).stdout(second).stderr(log);
         // Set before libtorch loads: a chunk is computed with one intra-op thread.
         command.env("OMP_NUM_THREADS", "1");
+        if let Some(token) = &self.spec.token {
+            command.env(TOKEN, token);
+        }
         // A group of its own: Ctrl-C reaches this process alone, which then ends the run in order.
         command.process_group(0).kill_on_drop(true);
         let leave = self.leave.subscribe();

@@ -7,37 +7,38 @@
 //!             progress                                  replacement: leave, replace, stop
 //! signal ─► stop ─► drain ─► exit 75
 //! ```
+//! Where a launcher started several of these (`launch`), the first does that with one worker of its own, listening
+//! beyond this machine if need be; each of the others becomes a worker.
 
+mod config;
 mod fleet;
 mod progress;
 mod replacement;
 mod summary;
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use lockstep_coordinator::Progress as News;
-use lockstep_coordinator::{Bound, Coordinator, CoordinatorConfig, CoordinatorError, Outcome, run_dir};
+use lockstep_coordinator::{Bound, CoordinatorError, Outcome};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::status::Status;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::exec;
 use crate::failure::Failure;
 use crate::flags::{RecipeArgs, list_recipes};
+use crate::launch::{self, Meeting, Place, Ticket, Told, Vars};
 use crate::output;
 use crate::signals::Signals;
+use config::Config;
 use fleet::{Exited, Fleet, Spec};
 use progress::Progress;
 pub use progress::{describe, duration};
 use replacement::{Death, Replacement, Verdict};
 pub use summary::quoted;
 
-/// Runs without a --run-dir go below it.
-const RUNS: &str = "runs";
 /// How long workers may take to leave once the run is over.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -58,9 +59,9 @@ const NEWS: usize = 1024;
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Number of worker processes.
-    #[arg(long, value_name = "N", env = "LOCKSTEP_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    workers: u32,
+    /// Number of worker processes on this machine alone [default: 1, or as srun, torchrun, Kubeflow … say].
+    #[arg(long, value_name = "N", env = "LOCKSTEP_WORKERS", value_parser = clap::value_parser!(u32).range(1..))]
+    workers: Option<u32>,
     /// Replicas of each worker, one entry each: `cpu,cpu` is two.
     #[arg(long, value_name = "LIST", env = "LOCKSTEP_DEVICES", default_value = "cpu")]
     devices: String,
@@ -73,6 +74,12 @@ pub struct Args {
     /// Go on with a run: the newest of this recipe, or that of --run-dir.
     #[arg(long, env = "LOCKSTEP_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
     resume: bool,
+    /// What workers on other machines must present [default: under Slurm one is made].
+    #[arg(long, value_name = "TOKEN", env = "LOCKSTEP_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Listen beyond this machine without a token: anyone who reaches the port may join.
+    #[arg(long, env = "LOCKSTEP_INSECURE", value_parser = clap::builder::FalseyValueParser::new())]
+    insecure: bool,
     /// List the recipes inside this program.
     #[arg(long, env = "LOCKSTEP_LIST", value_parser = clap::builder::FalseyValueParser::new())]
     list: bool,
@@ -84,17 +91,6 @@ pub struct Args {
     until_stdin_closes: bool,
 }
 
-/// Arguments made sense of.
-struct Config {
-    coordinator: CoordinatorConfig,
-    json: bool,
-    until_stdin_closes: bool,
-    num_workers: usize,
-    program: PathBuf,
-    devices: String,
-    threads: u32,
-}
-
 /// Trains.
 ///
 /// # Errors
@@ -104,60 +100,29 @@ pub fn run(args: Args) -> Result<(), Failure> {
         list_recipes(args.json);
         return Ok(());
     }
-    let config = Config::new(args)?;
+    let place = Place::find(&Vars::of_process(), Told::train(args.workers.is_some()))?;
+    place.announce();
+    if place.is_shared() && place.task > 0 {
+        // What is wrong with it is wrong for all: no task waits for one that cannot begin.
+        args.recipe.load(args.kept().as_deref())?;
+        return Err(launch::join(&place, vec!["--devices".into(), config::devices(&args.devices, &place).into()]));
+    }
+    let outcome = host(args, &place);
+    if let (Meeting::ByTicket(file), Err(failure)) = (&place.meeting, &outcome) {
+        file.post_failure(failure);
+    }
+    outcome
+}
+
+/// Coordinates the run, and computes for it.
+fn host(args: Args, place: &Place) -> Result<(), Failure> {
+    let config = Config::new(args, place)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::new(ExitCode::Software, format!("cannot start threads: {error}")))?;
-    runtime.block_on(Run::train(config))
-}
-
-impl Config {
-    fn new(args: Args) -> Result<Self, Failure> {
-        let kept = match (&args.run_dir, args.resume) {
-            (Some(dir), true) => Some(dir.join("recipe.toml")).filter(|path| path.is_file()),
-            _ => None,
-        };
-        let mut recipe = args.recipe.load(kept.as_ref().map(|path| path.to_string_lossy()).as_deref())?;
-        let replicas = args.workers.saturating_mul(args.devices.split(',').count() as u32);
-        if u64::from(replicas) > recipe.train.batch {
-            let reason = format!(
-                "{replicas} replicas are more than the {} samples of a batch: fewer --workers or --devices, or a larger \
-                 train.batch",
-                recipe.train.batch
-            );
-            return Err(Failure::new(ExitCode::Usage, reason));
-        }
-        // All workers are started here, so the run begins with all of them, whatever number an earlier part of it had.
-        recipe.elastic.min_workers = args.workers;
-        let program = exec::worker_path()?;
-        let link_latest = args.run_dir.is_none();
-        let run_dir = match (args.run_dir, args.resume) {
-            (Some(dir), _) => dir,
-            (None, true) => run_dir::latest(Path::new(RUNS), &recipe.name)?,
-            (None, false) => run_dir::fresh(Path::new(RUNS), &recipe.name),
-        };
-        let num_cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-        let coordinator = CoordinatorConfig {
-            recipe,
-            run_dir,
-            link_latest,
-            resume: args.resume,
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            token: None,
-            insecure: false,
-        };
-        Ok(Self {
-            coordinator,
-            json: args.json,
-            until_stdin_closes: args.until_stdin_closes,
-            num_workers: args.workers as usize,
-            program,
-            devices: args.devices,
-            threads: args.threads.unwrap_or((num_cores / replicas).max(1)),
-        })
-    }
+    runtime.block_on(Run::train(config, place))
 }
 
 /// A run while it goes on.
@@ -174,7 +139,7 @@ struct Run {
 }
 
 impl Run {
-    async fn train(config: Config) -> Result<(), Failure> {
+    async fn train(config: Config, place: &Place) -> Result<(), Failure> {
         let started = Instant::now();
         let mut signals = Signals::listen()?;
         if config.until_stdin_closes {
@@ -185,13 +150,21 @@ impl Run {
         let every_s = config.coordinator.recipe.log.every_s;
         let can_grow = !config.coordinator.recipe.stretches();
         let shown_dir = config.coordinator.run_dir.clone();
-        let bound = Coordinator::bind(config.coordinator).await?;
+        let token = config.coordinator.token.clone();
+        let bound = config::bind(config.coordinator, place).await?;
         let run_dir = bound.run_dir().to_owned();
-        let url = format!("http://{}", bound.local_addr());
+        let url = place.url(bound.local_addr());
+        // Goes when this returns.
+        let _posted = match (&place.meeting, &token) {
+            (Meeting::ByTicket(file), Some(token)) => {
+                Some(file.post(Ticket { url: url.clone(), token: token.clone() })?)
+            }
+            _ => None,
+        };
         let threads = config.threads.to_string();
         let args = ["worker", "--coordinator", &url, "--devices", &config.devices, "--threads", &threads, ORPHANS_END];
         let args = args.map(OsString::from).to_vec();
-        let spec = Spec { program: config.program, args, logs: run_dir.join("logs") };
+        let spec = Spec { program: config.program, args, logs: run_dir.join("logs"), token };
         let (shutdown, asked) = oneshot::channel();
         let mut run = Run {
             fleet: Fleet::start(spec, config.num_workers)?,

@@ -29,14 +29,17 @@ pub const SMALL: [&str; 12] = [
     "checkpoint.every_steps=3",
 ];
 
-/// The command, deaf to the environment of whoever runs the tests.
+/// The command, deaf to the environment of whoever runs the tests, and to whatever launched those.
 pub fn lockstep(args: &[&str]) -> Command {
     let program = Path::new(env!("CARGO_BIN_EXE_lockstep"));
     let worker = program.with_file_name("lockstep-worker");
     assert!(worker.exists(), "{}: build it first: cargo build -p lockstep-worker", worker.display());
     let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LOCKSTEP_")) {
-        command.env_remove(name);
+    let from_outside = ["LOCKSTEP_", "SLURM", "PET_", "RANK", "WORLD_SIZE", "MASTER_", "JOB_COMPLETION_INDEX"];
+    for (name, _) in std::env::vars_os() {
+        if from_outside.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
     }
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::WorkerId;
 use lockstep_proto::recipe::Precision;
+use lockstep_proto::wire::TlsFiles;
 
 use crate::connect::Coordinator;
 use crate::exit::Exit;
@@ -77,6 +78,15 @@ pub struct WorkerArgs {
     /// What the coordinator asks for when it listens beyond loopback; better given by the environment
     #[arg(long, env = "LOCKSTEP_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// Certificate that this worker shows a coordinator that asks for one, PEM
+    #[arg(long, env = "LOCKSTEP_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, env = "LOCKSTEP_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Authority that signed the coordinator's certificate, PEM; needed with https
+    #[arg(long, env = "LOCKSTEP_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
     /// How long to wait for the coordinator to appear, seconds
     #[arg(long, env = "LOCKSTEP_CONNECT_TIMEOUT_S", value_name = "SECONDS", default_value_t = 60.0)]
     pub connect_timeout_s: f64,
@@ -198,7 +208,8 @@ impl WorkerArgs {
         if !(self.connect_timeout_s >= 0.0 && self.connect_timeout_s <= 1e9) {
             return Err(usage(format!("--connect-timeout-s {}: expected seconds", self.connect_timeout_s)));
         }
-        let coordinator = Coordinator::new(&self.coordinator, self.token.as_deref())?;
+        let tls = TlsFiles { cert: self.tls_cert.clone(), key: self.tls_key.clone(), ca: self.tls_ca.clone() };
+        let coordinator = Coordinator::new(&self.coordinator, self.token.as_deref())?.secured_by(&tls)?;
         let id = self.id.clone().filter(|id| !id.is_empty()).unwrap_or_else(default_id);
         let advertise = match self.advertise.clone().filter(|host| !host.is_empty()) {
             Some(host) => host,
@@ -234,14 +245,26 @@ fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
         if name == "cpu" {
             devices.push(name.to_owned());
         } else if name == "all" || name == "cuda" || name.starts_with("cuda:") {
-            let reason = format!("--devices {name}: this build has no CUDA support yet; use --devices cpu");
-            return Err(Exit::new(ExitCode::Config, reason));
+            let reason = if is_gpu_visible() {
+                "this build has no CUDA support yet; use --devices cpu"
+            } else {
+                "no GPU is visible to this process; ask the launcher for one (Slurm: --gpus-per-node; Kubernetes: limits \
+                 of nvidia.com/gpu; docker: --gpus all), or use --devices cpu"
+            };
+            return Err(Exit::new(ExitCode::Config, format!("--devices {name}: {reason}")));
         } else {
             let reason = format!("--devices: {name:?} is no device; expected cpu, or a list such as cpu,cpu");
             return Err(Exit::new(ExitCode::Usage, reason));
         }
     }
     Ok(devices)
+}
+
+/// Whether the driver shows this process a GPU.
+fn is_gpu_visible() -> bool {
+    let is_gpu = |name: &str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
+    let mut entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name().to_str().is_some_and(is_gpu))
 }
 
 fn default_id() -> String {
@@ -313,7 +336,9 @@ mod tests {
         for name in ["cuda:0", "all", "cuda"] {
             let exit = worker(&["--devices", name]).validate().unwrap_err();
             assert_eq!(exit.code, ExitCode::Config);
-            assert_eq!(exit.reason, format!("--devices {name}: this build has no CUDA support yet; use --devices cpu"));
+            assert!(
+                exit.reason.starts_with(&format!("--devices {name}: ")) && exit.reason.ends_with("use --devices cpu")
+            );
         }
         assert_eq!(worker(&["--devices", "tpu"]).validate().unwrap_err().code, ExitCode::Usage);
         assert_eq!(worker(&["--threads", "0"]).validate().unwrap_err().code, ExitCode::Usage);

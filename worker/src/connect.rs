@@ -8,8 +8,8 @@ use std::time::Duration;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::WorkerId;
 use lockstep_proto::message::{FromWorker, Hello, ToWorker, Welcome};
-use lockstep_proto::wire::pb;
 use lockstep_proto::wire::pb::lockstep_client::LockstepClient;
+use lockstep_proto::wire::{TlsFiles, pb};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -94,6 +94,21 @@ impl Coordinator {
             .keep_alive_while_idle(true);
         let dialer = Dialer(Arc::new(|endpoint| Box::pin(async move { endpoint.connect().await })));
         Ok(Self { endpoint, url, token: Token(token.transpose()?), dialer })
+    }
+
+    /// Calls it over TLS, where its URL says https.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or do not go together or with the URL.
+    pub fn secured_by(mut self, files: &TlsFiles) -> Result<Self, Exit> {
+        let tls = files.client(&self.url).map_err(|error| Exit::new(error.exit_code(), error.to_string()))?;
+        if let Some(tls) = tls {
+            self.endpoint = self.endpoint.tls_config(tls).map_err(|error| {
+                let reason = format!("TLS: {}; check that the files hold PEM", innermost(&error));
+                Exit::new(ExitCode::Usage, reason)
+            })?;
+        }
+        Ok(self)
     }
 
     /// Reaches it by another way than the system's TCP, as a simulation does.

@@ -35,7 +35,7 @@ fn help_teaches_and_is_no_error() {
 
 #[test]
 fn a_gpu_is_78_with_the_remedy() {
-    let says = "error: --devices cuda:0: this build has no CUDA support yet; use --devices cpu";
+    let says = "error: --devices cuda:0: no GPU is visible to this process; ask the launcher for one";
     ends(&["worker", "--coordinator", "127.0.0.1:1", "--devices", "cuda:0"], 78, says);
 }
 
@@ -45,6 +45,15 @@ fn an_unreachable_coordinator_is_69_and_named() {
     let url = format!("127.0.0.1:{port}");
     let says = format!("coordinator http://{url} unreachable");
     ends(&["worker", "--coordinator", &url, "--connect-timeout-s", "0.2"], 69, &says);
+}
+
+#[test]
+fn a_coordinator_whose_name_does_not_resolve_is_69_and_named() {
+    // A name that never resolves, by RFC 6761.
+    let url = "http://lockstep.invalid:7070";
+    let says = format!("coordinator {url} unreachable");
+    ends(&["worker", "--coordinator", url, "--connect-timeout-s", "0.2"], 69, &says);
+    ends(&["worker", "--coordinator", url, "--connect-timeout-s", "0.2"], 69, "lookup");
 }
 
 #[test]

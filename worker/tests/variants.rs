@@ -12,7 +12,9 @@ use lockstep_collective::Collective;
 use lockstep_data::{Dataset, Loader};
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
 use lockstep_proto::message::StepPlan;
-use lockstep_proto::recipe::{Activation, BnOrder, BnPosition, DataKind, Model, Precision, Recipe, Shortcut};
+use lockstep_proto::recipe::{
+    Activation, Arch, BnOrder, BnPosition, DataKind, Model, Precision, Recipe, Shortcut, StrideOn,
+};
 use lockstep_worker::compute::Compute;
 use lockstep_worker::trainer::Trainer;
 use reference::{Reference, tensor};
@@ -133,4 +135,12 @@ fn shortcuts_and_biases_equal_plain_autograd() {
             check(&format!("{shortcut:?}, conv_bias {conv_bias}, {bn_order:?}"), model);
         }
     }
+}
+
+#[test]
+fn imagenets_networks_equal_plain_autograd() {
+    let of = |arch, stride_on| Model { arch, stride_on, shortcut: Shortcut::B, ..Model::default() };
+    check("ResNet-18", of(Arch::Resnet18, StrideOn::Middle));
+    check("ResNet-50, v1.5", of(Arch::Resnet50, StrideOn::Middle));
+    check("ResNet-50, 2015", of(Arch::Resnet50, StrideOn::First));
 }

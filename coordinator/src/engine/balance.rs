@@ -3,6 +3,9 @@
 //! In a synchronous step all ranks take the same time: only the time that a rank spends outside collectives tells. What
 //! a chunk costs a rank is the median of that over its last steps. A rank that is much slower than the median rank is
 //! named; with `elastic.balance` each chunk goes to the rank that would be done with it first.
+//!
+//! What a chunk costs may depend on how many a rank has, so a change is a trial: if steps took longer afterwards, it is
+//! taken back, and the next one waits twice as long.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -22,6 +25,10 @@ const STRAGGLER: f64 = 2.0;
 const CAUGHT_UP: f64 = 1.4;
 /// Another split must make a step shorter by this much.
 const WORTH_IT: f64 = 0.9;
+/// After a change, steps that are longer by more than this were made so by it.
+const WORSE: f64 = 1.03;
+/// Steps of one split before the next, at least and at most.
+const HOLD: (usize, usize) = (2 * WINDOW, 64 * WINDOW);
 
 /// From step `from` on, shares follow `costs`: nanoseconds a chunk, by rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +66,12 @@ impl Splits {
         self.changes.push(change);
     }
 
+    /// What they follow in a step; all the same where they are even.
+    fn costs(&self, step: Step) -> Vec<u64> {
+        let change = self.changes.iter().rev().find(|change| change.from <= step);
+        change.map_or_else(|| vec![1; self.world_size as usize], |change| change.costs.clone())
+    }
+
     /// Chunks of each rank in a step.
     pub(super) fn shards(&self, num_chunks: u32, step: Step) -> Vec<u32> {
         match self.changes.iter().rev().find(|change| change.from <= step) {
@@ -74,40 +87,81 @@ impl Splits {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Speeds {
     recent: Vec<VecDeque<f64>>,
+    /// Seconds of the last steps, by their slowest ranks.
+    walls: VecDeque<f64>,
     named: BTreeSet<Rank>,
-    /// Steps since shares changed.
+    /// The first step of the present shares; those before tell nothing of them.
+    from: Step,
+    /// Steps since then.
     num_steps: usize,
+    /// So many of them before shares may change again.
+    hold: usize,
+    /// How it was before the last change, until that has shown what it is worth.
+    before: Option<Before>,
     /// A step was added that nobody has looked at.
     is_news: bool,
 }
 
+/// Before a change.
+#[derive(Clone, Debug, PartialEq)]
+struct Before {
+    wall: f64,
+    costs: Vec<u64>,
+}
+
+fn push(recent: &mut VecDeque<f64>, seconds: f64) {
+    if recent.len() == WINDOW {
+        recent.pop_front();
+    }
+    recent.push_back(seconds);
+}
+
+/// `None` before there are enough of them.
+fn median(recent: &VecDeque<f64>) -> Option<f64> {
+    let mut sorted: Vec<f64> = recent.iter().copied().collect();
+    sorted.sort_by(f64::total_cmp);
+    (sorted.len() == WINDOW).then(|| sorted[WINDOW / 2])
+}
+
 impl Speeds {
     pub(super) fn new(world_size: usize) -> Self {
-        Self { recent: vec![VecDeque::new(); world_size], named: BTreeSet::new(), num_steps: 0, is_news: false }
+        Self {
+            recent: vec![VecDeque::new(); world_size],
+            walls: VecDeque::new(),
+            named: BTreeSet::new(),
+            from: Step(0),
+            num_steps: 0,
+            hold: HOLD.0,
+            before: None,
+            is_news: false,
+        }
+    }
+
+    /// Nothing is known of the shares that begin there.
+    fn begin(&mut self, from: Step) {
+        (self.from, self.num_steps) = (from, 0);
+        self.walls.clear();
+        self.recent.iter_mut().for_each(VecDeque::clear);
     }
 
     /// A committed step of this generation.
     pub(super) fn add(&mut self, shards: &[u32], reports: &[StepReport]) {
+        if reports.first().is_none_or(|report| report.step < self.from) {
+            return;
+        }
         (self.num_steps, self.is_news) = (self.num_steps + 1, true);
+        push(&mut self.walls, reports.iter().map(|report| report.times.wall).fold(0.0, f64::max));
         for report in reports {
             let rank = report.rank.0 as usize;
             let (Some(recent), Some(chunks @ 1..)) = (self.recent.get_mut(rank), shards.get(rank).copied()) else {
                 continue;
             };
-            if recent.len() == WINDOW {
-                recent.pop_front();
-            }
-            recent.push_back((report.times.data + report.times.compute) / f64::from(chunks));
+            push(recent, (report.times.data + report.times.compute) / f64::from(chunks));
         }
     }
 
     /// Medians by rank; `None` for a rank that has not done enough steps.
     fn medians(&self) -> Vec<Option<f64>> {
-        let median = |recent: &VecDeque<f64>| {
-            let mut sorted: Vec<f64> = recent.iter().copied().collect();
-            sorted.sort_by(f64::total_cmp);
-            (sorted.len() == WINDOW).then(|| sorted[WINDOW / 2])
-        };
         self.recent.iter().map(median).collect()
     }
 
@@ -135,10 +189,19 @@ impl Speeds {
         slow.filter(|(rank, ..)| self.named.insert(*rank)).collect()
     }
 
-    /// Costs that give a better split of `chunks` than `shards`, if there is one by far.
-    fn better(&mut self, shards: &[u32], most: u32) -> Option<Vec<u64>> {
-        if self.num_steps < 2 * WINDOW {
+    /// Costs to split by from `now.from` on, if that is better by far than `shards`, which follow from `now.costs`.
+    fn better(&mut self, shards: &[u32], most: u32, now: Change) -> Option<Vec<u64>> {
+        if self.num_steps < self.hold {
             return None;
+        }
+        let wall = median(&self.walls)?;
+        if let Some(before) = self.before.take() {
+            if wall > WORSE * before.wall {
+                self.hold = (2 * self.hold).min(HOLD.1);
+                self.begin(now.from);
+                return Some(before.costs);
+            }
+            self.hold = HOLD.0;
         }
         let costs: Option<Vec<u64>> =
             self.medians().into_iter().map(|median| Some(((median? * 1e9).round() as u64).max(1))).collect();
@@ -147,7 +210,8 @@ impl Speeds {
         let others = split_by_cost(shards.iter().sum(), &costs, most);
         let is_better = longest(&others)? as f64 <= WORTH_IT * longest(shards)? as f64;
         if is_better {
-            (self.num_steps, self.recent) = (0, vec![VecDeque::new(); self.recent.len()]);
+            self.before = Some(Before { wall, costs: now.costs });
+            self.begin(now.from);
         }
         is_better.then_some(costs)
     }
@@ -175,7 +239,8 @@ impl Engine {
         let change = if recipe.elastic.balance && world.resplit.is_none() && self.stop.is_none() {
             let shards = self.reports.splits().shards(num_chunks, world.planned);
             let from = world.planned.next();
-            world.speeds.better(&shards, self.config.most_chunks()).map(|costs| Change { from, costs })
+            let now = Change { from, costs: self.reports.splits().costs(world.planned) };
+            world.speeds.better(&shards, self.config.most_chunks(), now).map(|costs| Change { from, costs })
         } else {
             None
         };

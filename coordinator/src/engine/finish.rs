@@ -6,6 +6,7 @@ use lockstep_proto::message::{Finish, ToWorker};
 use super::effect::{Effect, Record};
 use super::ledger::Due;
 use super::{Engine, Phase, Stop};
+use serde_json::json;
 
 impl Engine {
     /// The first request: the generation is closed at once, and another opens only to save what it reached. The second:
@@ -69,6 +70,9 @@ impl Engine {
             if code != ExitCode::CantCreate {
                 self.persist(Record::Left { worker, reason: format!("the run ended: {reason}") });
             }
+        }
+        if code != ExitCode::CantCreate {
+            self.note("ended", None, json!({ "code": code.code(), "reason": reason }));
         }
         self.outbox.push(Effect::End { code, reason });
     }

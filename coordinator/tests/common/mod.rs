@@ -6,6 +6,7 @@ pub mod worker;
 
 use lockstep_coordinator::CoordinatorConfig;
 use lockstep_proto::recipe::Recipe;
+use lockstep_proto::wire::TlsFiles;
 
 /// Two epochs of three steps: batches of 16, 16 and 8 in chunks of 4.
 pub fn recipe() -> Recipe {
@@ -24,5 +25,7 @@ pub fn config(run_dir: &std::path::Path, resume: bool) -> CoordinatorConfig {
         listen: ([127, 0, 0, 1], 0).into(),
         token: None,
         insecure: false,
+        tls: TlsFiles::default(),
+        http: None,
     }
 }

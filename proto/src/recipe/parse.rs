@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::error::{Origin, RecipeError};
-use super::types::{DataKind, Recipe};
+use super::types::{DataKind, Recipe, Shortcut};
 use super::{builtin, check};
 
 impl Recipe {
@@ -62,7 +62,8 @@ impl Recipe {
             at: Origin::Line { source: source.to_owned(), line: 1 },
             what: error.message().to_owned(),
         })?;
-        let recipe = recipe.resolved(source);
+        let is_set = |key: &str| origins.contains_key(key);
+        let recipe = recipe.resolved(source, is_set);
         check::check(&recipe).map_err(|error| match error {
             RecipeError::Value { key, value, expected, .. } => {
                 RecipeError::Value { at: origins.get(&key).cloned(), key, value, expected }
@@ -73,7 +74,7 @@ impl Recipe {
     }
 
     /// Fills in what depends on other keys.
-    fn resolved(mut self, source: &str) -> Self {
+    fn resolved(mut self, source: &str, is_set: impl Fn(&str) -> bool) -> Self {
         if self.name.is_empty() {
             let stem = Path::new(source).file_stem().map(|stem| stem.to_string_lossy().into_owned());
             self.name = stem.unwrap_or_default();
@@ -84,6 +85,12 @@ impl Recipe {
                 DataKind::Cifar100 => "data/cifar-100-binary".to_owned(),
                 DataKind::Shapes => String::new(),
             };
+        }
+        if !is_set("model.width") {
+            self.model.width = self.model.usual_width();
+        }
+        if self.model.arch.is_imagenet() && !is_set("model.shortcut") {
+            self.model.shortcut = Shortcut::B;
         }
         self
     }

@@ -8,8 +8,11 @@ mod from_worker;
 mod status;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod to_worker;
 mod transfer;
+
+pub use tls::{TlsError, TlsFiles};
 
 /// The most bytes of one message, in either direction: a chunk of a checkpoint is the largest, a plan window for a
 /// large world comes next.

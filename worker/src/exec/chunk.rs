@@ -9,6 +9,9 @@ use super::norm::{Backward, Forward, Statistics, parameter_gradients};
 use crate::number::Number;
 use crate::program::{FlatLayout, Norm, NormId, Op, ParamId, Program, Segment, Slot};
 
+/// Side, stride and padding of max pooling.
+const MAX_POOL: ([i64; 2], [i64; 2], [i64; 2]) = ([3, 3], [2, 2], [1, 1]);
+
 /// A gradient of a slot. The first of a list may be written to if it is owned; a shared one is someone else's too.
 struct Gradient {
     tensor: Tensor,
@@ -36,6 +39,8 @@ pub struct Chunk<A> {
     /// Weights as the operations see them, by parameter.
     weights: Vec<Tensor>,
     slots: Vec<Option<Tensor>>,
+    /// Which pixels max pooling took, by the slot that it wrote.
+    indices: Vec<Option<Tensor>>,
     gradients: Vec<Vec<Gradient>>,
     kind: Kind,
 }
@@ -61,6 +66,7 @@ impl<A: Number> Chunk<A> {
             vectors: vec![A::default(); layout.len - layout.vectors],
             weights,
             slots: (0..program.num_slots).map(|_| None).collect(),
+            indices: (0..program.num_slots).map(|_| None).collect(),
             gradients: (0..program.num_slots).map(|_| Vec::new()).collect(),
             kind,
             program,
@@ -94,6 +100,7 @@ impl<A: Number> Chunk<A> {
     /// Forgets values and gradients.
     pub fn clear(&mut self) {
         self.slots.iter_mut().for_each(|slot| *slot = None);
+        self.indices.iter_mut().for_each(|index| *index = None);
         self.gradients.iter_mut().for_each(Vec::clear);
     }
 
@@ -161,6 +168,13 @@ impl<A: Number> Chunk<A> {
                 let mut out = channels_last(&[n, *channels, up(h), up(w)], self.kind)?;
                 torch::subsample(input, &mut out, *stride)?;
                 (y, out)
+            }
+            Op::MaxPool { x, y } => {
+                let (side, stride, pad) = MAX_POOL;
+                let input = self.value(*x)?;
+                let (value, index) = input.f_max_pool2d_with_indices(side, stride, pad, [1, 1], false)?;
+                self.indices[y.0] = Some(index);
+                (y, value)
             }
             Op::Pool { x, y } => {
                 let input = self.value(*x)?;
@@ -315,6 +329,14 @@ impl<A: Number> Chunk<A> {
                         self.give(*x, dx, true)?;
                     }
                 }
+            }
+            Op::MaxPool { x, y } => {
+                let (side, stride, pad) = MAX_POOL;
+                let g = self.merged(*y)?.tensor;
+                let index = self.indices[y.0].take().ok_or_else(|| missing("where the largest was", *y))?;
+                let input = self.value(*x)?;
+                let dx = input.f_max_pool2d_with_indices_backward(&g, side, stride, pad, [1, 1], false, &index)?;
+                self.give(*x, dx, true)?;
             }
             Op::Pool { x, y } => {
                 let g = self.merged(*y)?.tensor.f_contiguous()?;

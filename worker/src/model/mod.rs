@@ -1,5 +1,7 @@
 //! Models by name. A model knows nothing of ranks, chunks or devices: it is a [`Program`].
 
+mod blocks;
+mod resnet;
 mod resnet_cifar;
 
 use lockstep_proto::recipe::{Arch, Model};
@@ -10,5 +12,6 @@ use crate::program::Program;
 pub fn build(model: &Model, num_classes: u32) -> Program {
     match model.arch {
         Arch::ResnetCifar => resnet_cifar::build(model, i64::from(num_classes)),
+        _ => resnet::build(model, i64::from(num_classes)),
     }
 }

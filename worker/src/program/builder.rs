@@ -15,6 +15,8 @@ pub struct Conv {
     pub stride: i64,
     /// Whether it has a bias.
     pub bias: bool,
+    /// Whether it starts by its fan-out rather than by its fan-in.
+    pub fan_out: bool,
 }
 
 /// What follows a norm layer, and how its γ starts.
@@ -53,10 +55,12 @@ impl Builder {
         ParamId(self.params.len() - 1)
     }
 
-    /// Square convolution, He initialisation over fan-in (He et al. 2015, "Delving Deep", eq. 10); a bias starts at 0.
+    /// Square convolution, He initialisation (He et al. 2015, "Delving Deep", eq. 10 over fan-in, eq. 14 over fan-out); a
+    /// bias starts at 0.
     pub fn conv(&mut self, name: &str, x: Slot, conv: Conv) -> Slot {
-        let Conv { channels: (from, to), kernel, stride, bias } = conv;
-        let std = (2.0 / (kernel * kernel * from) as f64).sqrt();
+        let Conv { channels: (from, to), kernel, stride, bias, fan_out } = conv;
+        let fan = kernel * kernel * if fan_out { to } else { from };
+        let std = (2.0 / fan as f64).sqrt();
         let w = self.param(format!("{name}.weight"), &[to, from, kernel, kernel], Init::Normal { mean: 0.0, std });
         let b = bias.then(|| self.param(format!("{name}.bias"), &[to], Init::Constant(0.0)));
         let y = self.slot();
@@ -93,6 +97,13 @@ impl Builder {
     pub fn subsample(&mut self, x: Slot, channels: i64, stride: i64) -> Slot {
         let y = self.slot();
         self.ops.push(Op::Subsample { x, y, stride, channels });
+        y
+    }
+
+    /// Max pooling as in ImageNet's stems.
+    pub fn max_pool(&mut self, x: Slot) -> Slot {
+        let y = self.slot();
+        self.ops.push(Op::MaxPool { x, y });
         y
     }
 

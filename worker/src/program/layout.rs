@@ -35,7 +35,7 @@ impl FlatLayout {
             Op::Conv { w, b, .. } => std::iter::once(*w).chain(*b).collect(),
             Op::Norm { norm, .. } => vec![program.norms[norm.0].gamma, program.norms[norm.0].beta],
             Op::Linear { w, b, .. } => vec![*w, *b],
-            Op::Add { .. } | Op::Act { .. } | Op::Subsample { .. } | Op::Pool { .. } => Vec::new(),
+            Op::Add { .. } | Op::Act { .. } | Op::Subsample { .. } | Op::MaxPool { .. } | Op::Pool { .. } => Vec::new(),
         });
         let (mut order, vectors): (Vec<_>, Vec<_>) = finished.partition(|id| !program.params[id.0].is_vector());
         let num_matrices = order.len();

@@ -145,6 +145,13 @@ pub enum Op {
         /// Channels of the output.
         channels: i64,
     },
+    /// The largest of 3×3, every second pixel, padded by one: half the size.
+    MaxPool {
+        /// Input.
+        x: Slot,
+        /// Output.
+        y: Slot,
+    },
     /// Global average pool: NCHW to NC.
     Pool {
         /// Input.
@@ -192,6 +199,7 @@ impl Program {
     pub fn stride_of(&self, slot: Slot) -> i64 {
         let made = self.ops.iter().find_map(|op| match op {
             Op::Conv { x, y, stride, .. } | Op::Subsample { x, y, stride, .. } if *y == slot => Some((*x, *stride)),
+            Op::MaxPool { x, y } if *y == slot => Some((*x, 2)),
             Op::Norm { x, y, .. } | Op::Act { x, y, .. } | Op::Pool { x, y } | Op::Linear { x, y, .. }
                 if *y == slot =>
             {

@@ -1,10 +1,10 @@
-//! The same mathematics written independently: a CIFAR ResNet in plain tch autograd, BatchNorm over the whole batch.
+//! The same mathematics written independently: ResNets in plain tch autograd, BatchNorm over the whole batch.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
 
-use lockstep_proto::recipe::{Activation, BnOrder, BnPosition, Model, Shortcut};
+use lockstep_proto::recipe::{Activation, BnOrder, BnPosition, Model, Shortcut, StrideOn};
 use lockstep_worker::compute::{Dtype, Named};
 use tch::{Kind, Tensor};
 
@@ -91,7 +91,60 @@ impl Reference {
         }
     }
 
+    /// The last addition of a block and what follows it.
+    fn ending(&mut self, norm: &str, y: &Tensor, shortcut: Tensor) -> Tensor {
+        match (self.recipe.bn_position, self.recipe.final_relu) {
+            (BnPosition::BeforeAdd, true) => {
+                let sum = self.norm(norm, y) + shortcut;
+                self.act(&sum)
+            }
+            (BnPosition::BeforeAdd, false) => self.norm(norm, y) + shortcut,
+            (BnPosition::AfterAdd, true) => self.norm_act(norm, &(y + shortcut)),
+            (BnPosition::AfterAdd, false) => self.norm(norm, &(y + shortcut)),
+        }
+    }
+
+    /// ResNet-18 or -50, as torchvision writes them.
+    fn imagenet(&mut self, x: &Tensor) -> Tensor {
+        let y = self.conv("conv1", x, 2);
+        let y = self.norm_act("bn1", &y);
+        let mut x = y.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+        let is_deep = self.params.contains_key("layer1.0.conv3.weight");
+        for stage in 1..=4 {
+            for block in 0.. {
+                let name = format!("layer{stage}.{block}");
+                if !self.params.contains_key(&format!("{name}.conv1.weight")) {
+                    break;
+                }
+                let stride = if stage > 1 && block == 0 { 2 } else { 1 };
+                let last = if is_deep { 3 } else { 2 };
+                let strided = match (is_deep, self.recipe.stride_on) {
+                    (true, StrideOn::Middle) => 2,
+                    _ => 1,
+                };
+                let mut y = x.shallow_clone();
+                for conv in 1..=last {
+                    y = self.conv(&format!("{name}.conv{conv}"), &y, if conv == strided { stride } else { 1 });
+                    if conv < last {
+                        y = self.norm_act(&format!("{name}.bn{conv}"), &y);
+                    }
+                }
+                let shortcut = self.shortcut(&name, &x, y.size()[1], stride);
+                x = self.ending(&format!("{name}.bn{last}"), &y, shortcut);
+            }
+        }
+        self.classify(&x)
+    }
+
+    fn classify(&self, x: &Tensor) -> Tensor {
+        let pooled = x.mean_dim([2i64, 3].as_slice(), false, None::<Kind>);
+        pooled.matmul(&self.params["fc.weight"].tr()) + &self.params["fc.bias"]
+    }
+
     fn forward(&mut self, x: &Tensor) -> Tensor {
+        if self.recipe.arch.is_imagenet() {
+            return self.imagenet(x);
+        }
         let y = self.conv("conv1", x, 1);
         let mut x = self.norm_act("bn1", &y);
         for stage in 1..=3 {
@@ -102,20 +155,10 @@ impl Reference {
                 let y = self.norm_act(&format!("{name}.bn1"), &y);
                 let y = self.conv(&format!("{name}.conv2"), &y, 1);
                 let shortcut = self.shortcut(&name, &x, y.size()[1], stride);
-                let bn2 = format!("{name}.bn2");
-                x = match (self.recipe.bn_position, self.recipe.final_relu) {
-                    (BnPosition::BeforeAdd, true) => {
-                        let sum = self.norm(&bn2, &y) + shortcut;
-                        self.act(&sum)
-                    }
-                    (BnPosition::BeforeAdd, false) => self.norm(&bn2, &y) + shortcut,
-                    (BnPosition::AfterAdd, true) => self.norm_act(&bn2, &(y + shortcut)),
-                    (BnPosition::AfterAdd, false) => self.norm(&bn2, &(y + shortcut)),
-                };
+                x = self.ending(&format!("{name}.bn2"), &y, shortcut);
             }
         }
-        let pooled = x.mean_dim([2i64, 3].as_slice(), false, None::<Kind>);
-        pooled.matmul(&self.params["fc.weight"].tr()) + &self.params["fc.bias"]
+        self.classify(&x)
     }
 
     /// Gradients by name and the mean loss; running statistics move.

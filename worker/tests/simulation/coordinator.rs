@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use lockstep_coordinator::store::{Entry, Hurdle, Writing};
 use lockstep_coordinator::{Coordinator, CoordinatorConfig, Outcome};
+use lockstep_proto::wire::TlsFiles;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 use tonic::transport::server::Connected;
@@ -60,6 +61,8 @@ async fn serve(witness: &Arc<Witness>, desk: &Arc<Desk>, seed: u64) -> Result<Ou
         listen: ([127, 0, 0, 1], PORT).into(),
         token: None,
         insecure: true,
+        tls: TlsFiles::default(),
+        http: None,
     };
     let opened = Coordinator::open(config).map_err(|error| error.to_string())?;
     let incoming = futures::stream::unfold(listener, |listener| async move {

@@ -105,6 +105,35 @@ fn a_slow_rank_gets_fewer_chunks_once_that_is_durable() {
 }
 
 #[test]
+fn a_change_that_makes_steps_longer_is_taken_back_and_the_next_one_waits() {
+    let mut recipe = long(true);
+    recipe.train.window = 1;
+    let (mut script, open) = started(recipe);
+    let mut changes: Vec<(u64, Vec<u32>)> = vec![(1, vec![2, 2])];
+    for step in 1..=200 {
+        let split = shards(&script.plan, step);
+        if split != changes[changes.len() - 1].1 && step % 4 != 0 {
+            changes.push((step, split.clone()));
+        }
+        for (rank, cost) in [(0, 0.1), (1, 0.3)] {
+            let mut report = step_report(open.generation, rank, step);
+            report.times.compute = cost * f64::from(split[rank as usize]);
+            // Though it should be shorter.
+            report.times.wall = if split == [3, 1] { 1.1 } else { 1.0 };
+            script.hear(u64::from(rank) + 1, FromWorker::Reported(report));
+        }
+        script.persist();
+    }
+    let expected = [(22, [3, 1]), (43, [2, 2]), (84, [3, 1])].map(|(step, split)| (step, split.to_vec()));
+    let near =
+        |found: &(u64, Vec<u32>), wanted: &(u64, Vec<u32>)| found.1 == wanted.1 && found.0.abs_diff(wanted.0) <= 3;
+    assert!(changes.len() >= 4, "{changes:?}");
+    assert!(changes[1..4].iter().zip(&expected).all(|(found, wanted)| near(found, wanted)), "{changes:?}");
+    let tries = changes.iter().filter(|(_, split)| *split == [3, 1]).count();
+    assert!(tries <= 3, "each try waits longer: {changes:?}");
+}
+
+#[test]
 fn a_restarted_coordinator_knows_how_steps_were_split() {
     use super::store::Tables;
     let recipe = long(true);

@@ -8,12 +8,15 @@ use serde::{Deserialize, Serialize};
 pub struct Model {
     /// Family.
     pub arch: Arch,
-    /// Blocks a stage; depth 6n + 2.
+    /// `resnet-cifar`: blocks a stage; depth 6n + 2.
     pub n: u32,
-    /// Channels of the first stage (He et al.: 16); doubled at each later stage.
+    /// Channels of the first stage (He et al.: 16 for CIFAR, 64 for ImageNet: so where it is not set); doubled at each
+    /// later stage.
     pub width: u32,
-    /// What joins blocks whose shapes differ.
+    /// What joins blocks whose shapes differ. Not set: A for CIFAR, B for ImageNet.
     pub shortcut: Shortcut,
+    /// ImageNet's bottleneck blocks: which convolution of the first block of a stage halves the size.
+    pub stride_on: StrideOn,
     /// Where a block's second BatchNorm stands.
     pub bn_position: BnPosition,
     /// Whether a block ends with the activation.
@@ -46,6 +49,41 @@ pub enum Arch {
     /// He et al. 2015, section 4.2.
     #[default]
     ResnetCifar,
+    /// He et al. 2015, table 1: two 3×3 convolutions a block.
+    Resnet18,
+    /// The same, deeper.
+    Resnet34,
+    /// He et al. 2015, table 1: bottleneck blocks.
+    Resnet50,
+    /// The same, deeper.
+    Resnet101,
+    /// The same, deeper still.
+    Resnet152,
+    /// Zagoruyko and Komodakis 2016, as torchvision builds it: ResNet-50 with bottlenecks twice as wide.
+    #[serde(rename = "wide-resnet50-2")]
+    WideResnet50x2,
+    /// ResNet-101 with bottlenecks twice as wide.
+    #[serde(rename = "wide-resnet101-2")]
+    WideResnet101x2,
+}
+
+impl Arch {
+    /// For images of some hundred pixels: stem 7×7, stride 2, and max pooling before the blocks.
+    pub fn is_imagenet(self) -> bool {
+        self != Self::ResnetCifar
+    }
+}
+
+/// `model.stride_on`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StrideOn {
+    /// The 3×3 in the middle, as torchvision ("v1.5").
+    #[default]
+    #[serde(rename = "3x3")]
+    Middle,
+    /// The first 1×1, as He et al. 2015.
+    #[serde(rename = "1x1")]
+    First,
 }
 
 /// `model.shortcut`
@@ -102,6 +140,8 @@ pub enum Init {
     Ours,
     /// As the Torch7 original: γ from N(1, 0.002²).
     Seed,
+    /// Convolutions N(0, 2 / fan-out), γ = 1: as torchvision.
+    FanOut,
     /// As its `nninit` variant: γ from U(0, 1) in the stem and in each block's second BatchNorm, else N(1, 0.002²).
     SeedNninit,
 }
@@ -143,6 +183,31 @@ impl std::fmt::Display for BnMomentum {
     }
 }
 
+impl Model {
+    /// Layers with weights on the longest way.
+    pub fn depth(&self) -> u32 {
+        match self.arch {
+            Arch::ResnetCifar => 6 * self.n + 2,
+            Arch::Resnet18 => 18,
+            Arch::Resnet34 => 34,
+            Arch::Resnet50 | Arch::WideResnet50x2 => 50,
+            Arch::Resnet101 | Arch::WideResnet101x2 => 101,
+            Arch::Resnet152 => 152,
+        }
+    }
+
+    /// As people call it: `ResNet-20`.
+    pub fn title(&self) -> String {
+        let wide = matches!(self.arch, Arch::WideResnet50x2 | Arch::WideResnet101x2);
+        format!("{}ResNet-{}", if wide { "Wide " } else { "" }, self.depth())
+    }
+
+    /// Channels of the first stage that papers give the family.
+    pub fn usual_width(&self) -> u32 {
+        if self.arch.is_imagenet() { 64 } else { 16 }
+    }
+}
+
 impl Default for Model {
     fn default() -> Self {
         Self {
@@ -150,6 +215,7 @@ impl Default for Model {
             n: 3,
             width: 16,
             shortcut: Shortcut::default(),
+            stride_on: StrideOn::default(),
             bn_position: BnPosition::default(),
             final_relu: true,
             activation: Activation::default(),

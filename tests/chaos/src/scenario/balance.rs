@@ -10,7 +10,7 @@ use crate::throttle::Throttle;
 use crate::trials::Trials;
 
 /// Enough for the shares to settle in the first half; the second is measured.
-const STEPS: u64 = 240;
+const STEPS: u64 = 80;
 const WITH: f64 = 0.9;
 const WITHOUT: f64 = 0.55;
 
@@ -25,9 +25,12 @@ struct Case {
 pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
     let what = "2 workers, one throttled to a third: share of the speed that both have alone";
     let mut trials = Trials::new("shows 2", what, "≥ 0.9 with elastic.balance, ≤ 0.55 without, same hash");
-    // Twelve chunks: nine and three are balanced.
-    let recipe = Recipe::endless(&lab.options.sets).with("train.batch", 96).with("train.evaluate_every_epochs", 0);
-    let recipe = recipe.with("checkpoint.every_steps", 0).steps(STEPS);
+    // Twelve chunks: nine and three are balanced. They are large, so that what a rank does between two meetings of all
+    // (a BatchNorm layer) takes longer than a turn of the throttle: while it is stopped, nobody gets past the next one.
+    let recipe = Recipe::endless(&lab.options.sets).with("train.batch", 768).with("train.chunk", 64);
+    // Whole batches, and a short window, so that shares soon are what they will be.
+    let recipe = recipe.with("data.train_size", 4 * 768).with("train.window", 4);
+    let recipe = recipe.with("train.evaluate_every_epochs", 0).with("checkpoint.every_steps", 0).steps(STEPS);
     let mut figures = Vec::new();
     for _ in 0..count {
         let result = once(lab, &recipe);
@@ -45,29 +48,60 @@ pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
 
 /// Shares of the hardware's speed: with balance, and without.
 fn once(lab: &Lab, recipe: &Recipe) -> Result<(f64, f64)> {
-    let speed = |workers, is_throttled, balance| {
-        let case = Case { workers, is_throttled, balance };
-        measure(lab, recipe, case).with_context(|| format!("{case:?}"))
+    let speed = |balance| {
+        let case = Case { workers: 2, is_throttled: true, balance };
+        let run = || Measured::begin(lab, recipe, case)?.end()?.speed(lab);
+        run().with_context(|| format!("{case:?}"))
     };
-    let hardware = speed(1, false, false)? + speed(1, true, false)?;
-    let without = speed(2, true, false)?;
-    let with = speed(2, true, true)?;
+    let hardware = apart(lab, recipe)?;
+    let without = speed(false)?;
+    let with = speed(true)?;
     Ok((with / hardware, without / hardware))
 }
 
-/// Images a second in the second half of a run, whose bits must be the undisturbed one's.
-fn measure(lab: &Lab, recipe: &Recipe, case: Case) -> Result<f64> {
-    let own = recipe.clone().with("elastic.balance", case.balance).with("elastic.min_workers", case.workers);
-    let mut cluster = Cluster::start(lab, "balance", own, Place::Loopback)?;
-    cluster.start_workers(case.workers)?;
-    let watch = cluster.watch()?;
-    cluster.wait_for(&watch, 5, 0)?;
-    let throttle = case.is_throttled.then(|| Throttle::to_a_third(cluster.workers[0].pid()));
-    cluster.finish()?;
-    drop(throttle);
-    lab.prove(recipe, &cluster.run)?;
-    let times = watch.commit_times(STEPS / 2, STEPS)?;
-    let (first, last) = (times.first().context("no steps")?.1, times.last().context("no steps")?.1);
-    let images = watch.count(&format!("SELECT sum(samples) FROM steps WHERE step > {}", STEPS / 2))?;
-    Ok(images as f64 / (last - first))
+/// What the hardware adds up to: a free worker and a throttled one at the same time, each with a run of its own, so that
+/// they share caches and memory, and wait for nobody.
+fn apart(lab: &Lab, recipe: &Recipe) -> Result<f64> {
+    let case = |is_throttled| Case { workers: 1, is_throttled, balance: false };
+    let free = Measured::begin(lab, recipe, case(false))?;
+    // So that they end at about the same time.
+    let throttled = Measured::begin(lab, &recipe.clone().steps(STEPS / 4), case(true))?;
+    let ended = [free.end(), throttled.end()];
+    let [free, throttled] = ended;
+    Ok(free?.speed(lab)? + throttled?.speed(lab)?)
+}
+
+/// A run that goes on.
+struct Measured<'a> {
+    recipe: Recipe,
+    cluster: Cluster<'a>,
+    throttle: Option<Throttle>,
+}
+
+impl<'a> Measured<'a> {
+    fn begin(lab: &'a Lab, recipe: &Recipe, case: Case) -> Result<Self> {
+        let own = recipe.clone().with("elastic.balance", case.balance).with("elastic.min_workers", case.workers);
+        let mut cluster = Cluster::start(lab, "balance", own, Place::Loopback)?;
+        cluster.start_workers(case.workers)?;
+        cluster.wait_for(&cluster.watch()?, 2, 0)?;
+        let throttle = case.is_throttled.then(|| Throttle::to_a_third(cluster.workers[0].pid()));
+        Ok(Self { recipe: recipe.clone(), cluster, throttle })
+    }
+
+    fn end(mut self) -> Result<Self> {
+        self.cluster.finish()?;
+        self.throttle = None;
+        Ok(self)
+    }
+
+    /// Images a second in the second half, once its bits are the undisturbed one's.
+    fn speed(&self, lab: &Lab) -> Result<f64> {
+        lab.prove(&self.recipe, &self.cluster.run)?;
+        let watch = self.cluster.watch()?;
+        let half = watch.step()? / 2;
+        let times = watch.commit_times(half, u64::MAX >> 1)?;
+        let (first, last) = (times.first().context("no steps")?.1, times.last().context("no steps")?.1);
+        let images = watch.count(&format!("SELECT sum(samples) FROM steps WHERE step > {half}"))?;
+        Ok(images as f64 / (last - first))
+    }
 }

@@ -1,0 +1,122 @@
+//! Arguments, and the place that a launcher gave, made sense of.
+
+use std::path::{Path, PathBuf};
+
+use lockstep_coordinator::{Bound, Coordinator, CoordinatorConfig, CoordinatorError, run_dir};
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::wire::TlsFiles;
+
+use super::Args;
+use crate::exec;
+use crate::failure::Failure;
+use crate::launch::{Meeting, Place};
+
+/// Runs without a --run-dir go below it.
+const RUNS: &str = "runs";
+
+/// What is to be done.
+pub struct Config {
+    pub coordinator: CoordinatorConfig,
+    pub json: bool,
+    pub until_stdin_closes: bool,
+    /// Worker processes of this machine.
+    pub num_workers: usize,
+    /// Their executable.
+    pub program: PathBuf,
+    pub devices: String,
+    /// Compute threads of each replica.
+    pub threads: u32,
+}
+
+impl Args {
+    /// The recipe of the run to go on with, where one was named.
+    pub fn kept(&self) -> Option<String> {
+        let dir = self.run_dir.as_ref().filter(|_| self.resume)?;
+        let path = dir.join("recipe.toml");
+        path.is_file().then(|| path.to_string_lossy().into_owned())
+    }
+}
+
+impl Config {
+    pub fn new(args: Args, place: &Place) -> Result<Self, Failure> {
+        let mut recipe = args.recipe.load(args.kept().as_deref())?;
+        let num_workers = args.workers.unwrap_or(1);
+        let devices = devices(&args.devices, place);
+        let replicas = num_workers.saturating_mul(devices.split(',').count() as u32);
+        if u64::from(replicas) > recipe.train.batch {
+            let reason = format!(
+                "{replicas} replicas are more than the {} samples of a batch: fewer --workers or --devices, or a larger \
+                 train.batch",
+                recipe.train.batch
+            );
+            return Err(Failure::new(ExitCode::Usage, reason));
+        }
+        if !place.is_shared() {
+            // All workers are started here, so the run begins with all of them, whatever number an earlier part had.
+            recipe.elastic.min_workers = num_workers;
+        }
+        let program = exec::worker_path()?;
+        let link_latest = args.run_dir.is_none();
+        let run_dir = match (args.run_dir, args.resume) {
+            (Some(dir), _) => dir,
+            (None, true) => run_dir::latest(Path::new(RUNS), &recipe.name)?,
+            (None, false) => run_dir::fresh(Path::new(RUNS), &recipe.name),
+        };
+        let num_cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        let num_cores = place.threads.unwrap_or(num_cores);
+        let token = match &place.meeting {
+            Meeting::ByTicket(_) => Some(args.token.filter(|token| !token.is_empty()).unwrap_or_else(new_token)),
+            Meeting::At { .. } => args.token.filter(|token| !token.is_empty()),
+            Meeting::Told | Meeting::Here => None, // loopback
+        };
+        let coordinator = CoordinatorConfig {
+            recipe,
+            run_dir,
+            link_latest,
+            resume: args.resume,
+            listen: place.listen(),
+            token,
+            insecure: args.insecure,
+            tls: TlsFiles::default(),
+            http: None,
+        };
+        Ok(Self {
+            coordinator,
+            json: args.json,
+            until_stdin_closes: args.until_stdin_closes,
+            num_workers: num_workers as usize,
+            program,
+            devices,
+            threads: args.threads.unwrap_or((num_cores / replicas).max(1)),
+        })
+    }
+}
+
+/// The devices of a worker in this place: `cuda` is the GPU of the task's number on its host; where a task is to be
+/// several processes, on CPUs it is one of so many replicas.
+pub fn devices(asked: &str, place: &Place) -> String {
+    match asked.trim() {
+        "cuda" if place.is_shared() => format!("cuda:{}", place.local_task),
+        "cpu" => vec!["cpu"; place.processes as usize].join(","),
+        other => other.to_owned(),
+    }
+}
+
+/// Takes the address of the place; where tasks are told of it anyway, another one if it is taken.
+pub async fn bind(config: CoordinatorConfig, place: &Place) -> Result<Bound, CoordinatorError> {
+    match (Coordinator::bind(config.clone()).await, &place.meeting) {
+        (Err(CoordinatorError::Listen { error, .. }), Meeting::ByTicket(_))
+            if error.kind() == std::io::ErrorKind::AddrInUse =>
+        {
+            let mut any = config;
+            any.listen.set_port(0);
+            Coordinator::bind(any).await
+        }
+        (bound, _) => bound,
+    }
+}
+
+/// 244 random bits.
+fn new_token() -> String {
+    [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].map(|uuid| uuid.simple().to_string()).concat()
+}
