@@ -187,7 +187,11 @@ fn find(dir: &Path, prefix: &str) -> Result<PathBuf> {
     bail!("pip brought no {prefix}*.whl")
 }
 
-fn sha256(file: &Path) -> Result<String> {
+/// The hash of a file, in hexadecimal.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn sha256(file: &Path) -> Result<String> {
     let mut hasher = Sha256::new();
     let mut reader = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
     io::copy(&mut reader, &mut hasher).with_context(|| format!("cannot read {}", file.display()))?;

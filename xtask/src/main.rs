@@ -1,4 +1,4 @@
-//! The repository's own automation: `cargo xtask libtorch|build|demo|chaos|test|check`.
+//! The repository's own automation: `cargo xtask libtorch|tools|build|demo|chaos|kubernetes|test|check`.
 //!
 //! ```text
 //! test ──► libtorch ──► system      pip, g++: found, or named with the package that has them
@@ -12,10 +12,12 @@ mod chaos;
 mod check;
 mod compile;
 mod demo;
+mod kubernetes;
 mod libtorch;
 mod mutants;
 mod system;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -56,6 +58,16 @@ enum Task {
     Test,
     /// The checks that the compiler does not make: invariants, file sizes, unsafe code, dependencies.
     Check,
+    /// The manifests of `deploy/kubernetes` on a real control plane; prints what held. Needs root.
+    ///
+    /// The control plane is built from its Go modules, once, into the cache. Pods run as processes in namespaces.
+    Kubernetes {
+        /// Where `lockstep` and `lockstep-worker` are; else they are built.
+        #[arg(long, value_name = "DIR")]
+        bin_dir: Option<std::path::PathBuf>,
+    },
+    /// Fetch kubectl, schemas and definitions for the tests of `deploy/` into the cache (`cargo xtask test` does, too).
+    Tools,
     /// Put known bugs into a copy of the checkout, one at a time: the simulation must find each.
     Mutants {
         /// Only those with this in their names.
@@ -74,6 +86,8 @@ fn main() -> ExitCode {
         Task::Chaos { args } => chaos::chaos(&system, args),
         Task::Test => test::run_all(&system),
         Task::Check => check::run(&system),
+        Task::Kubernetes { bin_dir } => kubernetes::kubernetes(&system, bin_dir.as_deref()),
+        Task::Tools => tools::provide(&system).map(|folder| eprintln!("tools are in {}", folder.display())),
         Task::Mutants { name } => mutants::run(&system, name),
     };
     match result {

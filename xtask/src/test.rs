@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::system::{System, output, run};
-use crate::{check, compile};
+use crate::system::{System, in_ci, output, run};
+use crate::{check, compile, tools};
 
 /// Format, checks, lints, dependencies, tests. The last lines are cargo's own about the tests.
 ///
@@ -21,7 +21,13 @@ pub fn run_all(system: &System) -> Result<()> {
     // Tests of the command start `lockstep-worker` from beside it, which `cargo test` alone need not have built.
     run(&mut system.cargo(&["build", "--workspace", "--bins"]))?;
     eprintln!("checks and build: {:.0} s", started.elapsed().as_secs_f64());
-    run(&mut system.cargo(&["test", "--workspace", "--no-fail-fast"]))
+    let mut tests = system.cargo(&["test", "--workspace", "--no-fail-fast"]);
+    match tools::provide(system) {
+        Ok(folder) => drop(tests.env("LOCKSTEP_DEPLOY_TOOLS", folder)),
+        Err(error) if in_ci() => return Err(error),
+        Err(error) => eprintln!("tests of deploy/ will skip: {error:#}"),
+    }
+    run(&mut tests)
 }
 
 /// Licences, sources and bans, where cargo-deny is installed; its advisories need a network and stay out.
