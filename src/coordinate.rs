@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use lockstep_coordinator::{Coordinator, CoordinatorConfig, CoordinatorError};
+use lockstep_coordinator::{Coordinator, CoordinatorConfig, CoordinatorError, Shutdown};
 use lockstep_proto::exit::ExitCode;
 use tokio::sync::mpsc;
 
@@ -38,6 +38,10 @@ pub struct Args {
     /// Listen beyond this machine without a token: anyone who reaches the port may join.
     #[arg(long, env = "LOCKSTEP_INSECURE", value_parser = clap::builder::FalseyValueParser::new())]
     insecure: bool,
+    /// At the first signal leave the run to another coordinator on the same directory: workers keep what they hold and wait
+    /// for it, `elastic.reconnect_timeout_s` long. For schedulers that replace this process.
+    #[arg(long, env = "LOCKSTEP_HAND_OVER", value_parser = clap::builder::FalseyValueParser::new())]
+    hand_over: bool,
     #[command(flatten)]
     tls: TlsArgs,
     /// Answer over HTTP here: /healthz, /readyz, /metrics, /status. Read only, without a token.
@@ -93,7 +97,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
                 let second = signals.next().await;
                 let _ = again.send(second).await;
             });
-            format!("{first}; go on with --resume")
+            if args.hand_over {
+                Shutdown::HandOver(format!("{first}: handed over; workers wait for a coordinator with --resume"))
+            } else {
+                Shutdown::Stop(format!("{first}; go on with --resume"))
+            }
         };
         let outcome = tokio::select! {
             biased;

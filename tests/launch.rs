@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Running, audited, course, end, lockstep, train, with_sets};
+use common::{Running, audited, count, course, end, lockstep, train, with_sets};
 
 /// Variables of a task of a step on one node.
 fn slurm(command: &mut Command, home: &Path, task: u32, tasks: u32) {
@@ -127,4 +127,39 @@ fn a_batch_script_learns_how_the_run_ended() {
     let ended = end(lockstep(&["status", "--exit-code"]).arg(&run));
     assert_eq!(ended.code, Some(75), "{}", ended.stderr);
     assert!(ended.stderr.contains("SIGTERM"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_coordinator_that_hands_over_leaves_its_workers_to_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let coordinator = |listen: &str| {
+        let mut command =
+            lockstep(&["coordinator", "demo", "--hand-over", "--resume", "--listen", listen, "--run-dir"]);
+        with_sets(command.arg(&run), &["train.epochs=40"]);
+        command
+    };
+    let mut first = Running::start(&mut coordinator("127.0.0.1:0"));
+    let line = first.wait_for(|line| line.starts_with("listening on ")).unwrap();
+    let url = line.trim_start_matches("listening on ").to_owned();
+    let workers = [(); 2].map(|()| Running::start(&mut lockstep(&["worker", "--coordinator", &url, "--threads", "1"])));
+    let pids = workers.each_ref().map(Running::pid);
+    while !run.join("metrics.jsonl").is_file() || std::fs::read_to_string(run.join("metrics.jsonl")).unwrap().is_empty()
+    {
+    }
+    first.signal("TERM");
+    let ended = first.end();
+    assert_eq!(ended.code, Some(75), "{}", ended.stderr);
+    assert!(ended.stderr.contains("handed over"), "{}", ended.stderr);
+    let ended = end(lockstep(&["status", "--exit-code"]).arg(&run));
+    assert_eq!(ended.code, Some(75), "{}", ended.stderr);
+
+    end(&mut coordinator(url.trim_start_matches("http://"))).succeeded();
+    for (worker, pid) in workers.into_iter().zip(pids) {
+        assert_eq!(worker.pid(), pid);
+        worker.end().succeeded();
+    }
+    audited(&run);
+    assert_eq!(count(&run, "SELECT count(*) FROM events WHERE kind = 'rolled_back'"), 0, "nothing was lost");
+    assert_eq!(count(&run, "SELECT count(*) FROM steps"), 160);
 }

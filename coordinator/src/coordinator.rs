@@ -70,6 +70,21 @@ pub struct Outcome {
     pub final_state_sha256: Option<String>,
 }
 
+/// What is asked of a coordinator that is to go; each with who asks, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// The run ends, to be resumed: what was reached is saved, workers are told to leave.
+    Stop(String),
+    /// Another coordinator will go on with the run: workers keep what they hold and wait for it.
+    HandOver(String),
+}
+
+impl From<String> for Shutdown {
+    fn from(reason: String) -> Self {
+        Self::Stop(reason)
+    }
+}
+
 /// A coordinator that holds its run and its address, and serves neither yet.
 #[derive(Debug)]
 pub struct Bound {
@@ -212,14 +227,14 @@ impl Bound {
         &self.opened.run.run_id
     }
 
-    /// Serves the run to its end. When `shutdown` resolves, with the reason, the run is asked to end as resumable;
+    /// Serves the run to its end. When `shutdown` resolves, the run is asked to end as resumable, or handed over;
     /// `observer` is told what happens, and misses what it does not take in time.
     ///
     /// # Errors
     /// When it cannot begin. Whatever goes wrong afterwards is in the outcome.
     pub async fn serve(
         self,
-        shutdown: impl Future<Output = String>,
+        shutdown: impl Future<Output: Into<Shutdown>>,
         observer: mpsc::Sender<Progress>,
     ) -> Result<Outcome, CoordinatorError> {
         let incoming = TcpListenerStream::new(self.listener);
@@ -236,7 +251,7 @@ impl Opened {
         self,
         incoming: impl Stream<Item = io::Result<S>> + Send + 'static,
         writing: Writing,
-        shutdown: impl Future<Output = String>,
+        shutdown: impl Future<Output: Into<Shutdown>>,
         observer: mpsc::Sender<Progress>,
     ) -> Result<Outcome, CoordinatorError>
     where
@@ -250,7 +265,7 @@ impl Opened {
         incoming: impl Stream<Item = io::Result<S>> + Send + 'static,
         http: Option<Http>,
         writing: Writing,
-        (shutdown, observer): (impl Future<Output = String>, mpsc::Sender<Progress>),
+        (shutdown, observer): (impl Future<Output: Into<Shutdown>>, mpsc::Sender<Progress>),
     ) -> Result<Outcome, CoordinatorError>
     where
         S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,

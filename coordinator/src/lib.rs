@@ -26,6 +26,6 @@ mod service;
 pub mod status_file;
 pub mod store;
 
-pub use coordinator::{Bound, Coordinator, CoordinatorConfig, Opened, Outcome};
+pub use coordinator::{Bound, Coordinator, CoordinatorConfig, Opened, Outcome, Shutdown};
 pub use error::CoordinatorError;
 pub use progress::Progress;

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock;
-use crate::coordinator::Outcome;
+use crate::coordinator::{Outcome, Shutdown};
 use crate::engine::{Effect, Engine, Event, Record, StreamId};
 use crate::progress::Progress;
 use crate::service::{Input, Peer, pump};
@@ -93,7 +93,7 @@ impl Runtime {
     pub(crate) async fn run(
         mut self,
         effects: Vec<Effect>,
-        shutdown: impl Future<Output = String>,
+        shutdown: impl Future<Output: Into<Shutdown>>,
         server: &mut Server,
     ) -> Outcome {
         let mut shutdown = pin!(shutdown);
@@ -104,9 +104,12 @@ impl Runtime {
             let deadline = self.deadline();
             tokio::select! {
                 biased;
-                reason = &mut shutdown, if !asked => {
+                request = &mut shutdown, if !asked => {
                     asked = true;
-                    self.handle(Event::StopRequested { code: ExitCode::TempFail, reason });
+                    self.handle(match request.into() {
+                        Shutdown::Stop(reason) => Event::StopRequested { code: ExitCode::TempFail, reason },
+                        Shutdown::HandOver(reason) => Event::HandedOver { reason },
+                    });
                 }
                 answer = self.writer.answered() => self.answered(answer),
                 Some(input) = self.inputs.recv() => {

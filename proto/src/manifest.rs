@@ -177,6 +177,9 @@ impl Manifest {
             serde_json::from_slice(text).map_err(|error| malformed(error.to_string()))?;
         let expected = keys.remove(OWN_HASH);
         let manifest: Self = serde_json::from_value(keys.into()).map_err(|error| malformed(error.to_string()))?;
+        if expected.is_some() && !text.ends_with(b"\n") {
+            return Err(malformed("it does not end with a line's end: it was cut off".to_owned()));
+        }
         // Earlier versions wrote none. A key whose name was damaged is unknown, so none is missed.
         if expected.is_some_and(|expected| expected != manifest.own_sha256()) {
             return Err(malformed(format!("its content is not what its `{OWN_HASH}` says: the file is damaged")));

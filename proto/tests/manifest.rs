@@ -138,6 +138,18 @@ fn every_flipped_bit_of_the_manifest_itself_is_found() {
 }
 
 #[test]
+fn every_truncation_of_the_manifest_itself_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    let path = dir.path().join("manifest.json");
+    let whole = std::fs::read(&path).unwrap();
+    for len in 0..whole.len() {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        assert!(Manifest::verify(dir.path()).is_err(), "cut to {len} of {} bytes", whole.len());
+    }
+}
+
+#[test]
 fn a_manifest_without_a_hash_of_its_own_is_of_an_earlier_version_and_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let manifest = checkpoint(dir.path());

@@ -154,11 +154,14 @@ impl Coordinator {
                 Err(_) => format!("no answer within {} s", HANDSHAKE_TIMEOUT.as_secs()),
             };
             let Some(wait) = backoff.next_wait() else {
-                let reason = format!(
-                    "coordinator {} unreachable for {} s: {cause}; check that it runs and that the address is right",
-                    self.url,
-                    patience.as_secs_f64().round()
-                );
+                let check = if self.url.starts_with("https") {
+                    "check that it runs, that the address is right, and that both sides have certificates of one authority \
+                     (--tls-cert, --tls-key, --tls-ca)"
+                } else {
+                    "check that it runs and that the address is right"
+                };
+                let seconds = patience.as_secs_f64().round();
+                let reason = format!("coordinator {} unreachable for {seconds} s: {cause}; {check}", self.url);
                 return Err(Exit::new(ExitCode::Unavailable, reason));
             };
             tracing::debug!("coordinator {}: {cause}; trying again in {wait:?}", self.url);

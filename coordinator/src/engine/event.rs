@@ -52,6 +52,11 @@ pub enum Event {
         /// Who and why.
         reason: String,
     },
+    /// This coordinator is to go, and another one will go on: workers keep what they hold and wait for it.
+    HandedOver {
+        /// Who and why.
+        reason: String,
+    },
     /// A deadline may have passed.
     Tick,
 }

@@ -58,6 +58,15 @@ impl Engine {
         }
     }
 
+    /// Ends this coordinator and nothing else: workers lose their streams, keep their states, and wait for the next one.
+    pub(super) fn hand_over(&mut self, reason: String) {
+        if matches!(self.phase, Phase::Ended(_)) {
+            return;
+        }
+        self.phase = Phase::Ended(ExitCode::TempFail);
+        self.over(ExitCode::TempFail, reason);
+    }
+
     /// The run is over: everyone is told, and nothing follows.
     pub(super) fn end(&mut self, code: ExitCode, reason: String) {
         if matches!(self.phase, Phase::Ended(_)) {
@@ -71,6 +80,10 @@ impl Engine {
                 self.persist(Record::Left { worker, reason: format!("the run ended: {reason}") });
             }
         }
+        self.over(code, reason);
+    }
+
+    fn over(&mut self, code: ExitCode, reason: String) {
         if code != ExitCode::CantCreate {
             self.note("ended", None, json!({ "code": code.code(), "reason": reason }));
         }

@@ -209,6 +209,7 @@ impl Engine {
             Event::Persisted { seq } => self.outbox.persisted(seq),
             Event::StoreFailed { reason } => self.end(ExitCode::CantCreate, reason),
             Event::StopRequested { code, reason } => self.on_stop(code, reason),
+            Event::HandedOver { reason } => self.hand_over(reason),
             Event::Tick => {}
         }
         self.advance();
