@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -174,14 +175,22 @@ fn shrink(show: &mut Show) -> Result<String> {
 
 fn coordinator(show: &mut Show) -> Result<String> {
     let before = Show::running(&show.api, NS, "coordinator")?;
+    let workers = Show::running(&show.api, NS, "worker")?;
     let victim = before.first().context("no coordinator runs")?.clone();
+    let start = Instant::now();
     show.api.must(&["-n", NS, "delete", "pod", &victim, "--wait=false"], None)?;
     let other = replaced(show, "coordinator", &before)?;
     let step = train(show, 3, 5)?;
+    let seconds = start.elapsed().as_secs();
+    let still = Show::running(&show.api, NS, "worker")?;
+    ensure!(still == workers, "workers were {workers:?}, are {still:?}: a coordinator that hands over ends none");
     let failures = [failed(show, COORDINATOR)?, failed(show, WORKERS)?];
     Ok(format!(
-        "{victim} → {other}; failures counted: coordinator {}, workers {}; step {step}",
-        failures[0], failures[1]
+        "{victim} → {other}, the same {} workers; training again after {seconds} s; failures counted: coordinator {}, \
+         workers {}; step {step}",
+        workers.len(),
+        failures[0],
+        failures[1]
     ))
 }
 

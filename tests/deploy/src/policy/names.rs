@@ -57,7 +57,9 @@ fn command(workload: &Workload, findings: &mut Vec<String>) {
         Component::Coordinator => {
             let is_so = args.first() == Some(&"coordinator") && args.get(1).is_some_and(|arg| !arg.starts_with('-'));
             expect(is_so, findings, format!("{place}: arguments do not begin with `coordinator RECIPE`"));
-            for wanted in ["--listen=0.0.0.0:7070", "--http=0.0.0.0:8080", "--run-dir=/runs/run", "--resume"] {
+            for wanted in
+                ["--listen=0.0.0.0:7070", "--http=0.0.0.0:8080", "--run-dir=/runs/run", "--resume", "--hand-over"]
+            {
                 expect(args.contains(&wanted), findings, format!("{place}: arguments lack {wanted}"));
             }
             let is_kept = container["volumeMounts"].as_array().into_iter().flatten().any(|m| m["mountPath"] == "/runs");
