@@ -107,13 +107,22 @@ pub fn said(command: &mut Command) -> Result<String> {
     Ok(stdout)
 }
 
-/// Waits until a run has committed a step that `wanted` likes, and says which.
+/// Waits until a run has committed a step that `wanted` likes, and says which. Meanwhile asks, less often, whether it is
+/// still `alive`.
 ///
 /// # Errors
-/// Not in time.
-pub fn reached(run: &Path, wanted: impl Fn(u64) -> bool) -> Result<u64> {
+/// Not in time, or it is no longer alive.
+pub fn reached(run: &Path, wanted: impl Fn(u64) -> bool, alive: impl Fn() -> Result<()>) -> Result<u64> {
+    let mut looks = 0;
     until("the run gets on", PATIENCE, || {
         let step = Watch::open(run).and_then(|watch| watch.step()).unwrap_or(0);
-        Ok((step > 0 && wanted(step)).then_some(step))
+        looks += 1;
+        if step > 0 && wanted(step) {
+            return Ok(Some(step));
+        }
+        if looks % 20 == 0 {
+            alive().with_context(|| format!("after step {step}"))?;
+        }
+        Ok(None)
     })
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::daemon::Daemon;
 use super::images::IMAGES;
-use crate::program::said;
+use crate::program::{reached, said};
 
 /// User and group in the containers.
 pub const UID: u32 = 65532;
@@ -44,7 +44,7 @@ impl<'a> Fleet<'a> {
     /// `docker run` of an image by its kind.
     fn start(&self, options: &[&str], kind: &str, args: &[String]) -> Result<String> {
         let image = IMAGES.iter().find(|(name, _)| *name == kind).map_or(kind, |(_, tag)| tag);
-        let mut command = self.daemon.command(&["run"]);
+        let mut command = self.daemon.command(&["run", "--pull=never"]);
         command.args(CONFINED).args(options).arg(image).args(args);
         said(&mut command)
     }
@@ -95,6 +95,19 @@ impl<'a> Fleet<'a> {
     /// It does not end with 0.
     pub fn finish(&self, kind: &str, args: &[String]) -> Result<()> {
         self.start(&["--rm", "--volume", &self.volume()], kind, args).map(drop)
+    }
+
+    /// Waits until the run has committed a step that `wanted` likes, and says which.
+    ///
+    /// # Errors
+    /// Not in time, or the coordinator has ended.
+    pub fn reaches(&self, wanted: impl Fn(u64) -> bool) -> Result<u64> {
+        let alive = || {
+            let is_running = self.daemon.say(&["inspect", "--format", "{{.State.Running}}", "lockstep"])?;
+            ensure!(is_running == "true", "the coordinator has ended");
+            Ok(())
+        };
+        reached(&self.runs.join("run"), wanted, alive).with_context(|| self.logs())
     }
 
     /// SIGKILL.

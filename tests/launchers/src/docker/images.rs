@@ -74,7 +74,7 @@ pub fn context(dir: &Path, bin_dir: &Path, libtorch: &Path) -> Result<()> {
 pub fn build(daemon: &Daemon, context: &Path, (kind, tag): (&str, &str)) -> Result<(String, u64)> {
     let base = [BASE; 3];
     let images = ["BASE_IMAGE", "RUST_IMAGE", "PYTHON_IMAGE"];
-    let mut command = daemon.command(&["build", "--no-cache", "--quiet", "--tag", tag]);
+    let mut command = daemon.command(&["build", "--no-cache", "--network=none", "--quiet", "--tag", tag]);
     command.arg("--file").arg(context.join(format!("deploy/docker/Dockerfile.{kind}")));
     let mut arguments: Vec<String> = images.iter().zip(base).map(|(name, image)| format!("{name}={image}")).collect();
     arguments.extend(["EXECUTABLES=prebuilt".into(), "LIBTORCH=prebuilt".into()]);

@@ -15,7 +15,7 @@ use lockstep_chaos::{Course, Table, Watch};
 use self::daemon::Daemon;
 use self::fleet::Fleet;
 use self::images::{BASE, IMAGES};
-use crate::program::{Program, RECIPE, reached, sets};
+use crate::program::{Program, RECIPE, sets};
 use crate::{Check, table};
 
 /// A call.
@@ -128,7 +128,7 @@ fn fleet_run(site: &Site) -> Result<String> {
         fleet.worker(worker)?;
     }
     let third = site.steps / 3;
-    let step = reached(&run, |step| step >= third).with_context(|| fleet.logs())?;
+    let step = fleet.reaches(|step| step >= third)?;
     let healthy = fleet.ask("/healthz")?;
     ensure!(healthy == 200, "/healthz says {healthy}");
     ensure!(fleet.ask("/readyz")? == 200 && fleet.ask("/metrics")? == 200, "/readyz or /metrics is not there");
@@ -136,7 +136,7 @@ fn fleet_run(site: &Site) -> Result<String> {
     let watch = Watch::open(&run)?;
     let fewer =
         |step: u64| watch.count("SELECT count(*) FROM steps WHERE world_size = 2").is_ok_and(|n| n > 0) && step > 0;
-    let without = reached(&run, fewer).with_context(|| fleet.logs())?;
+    let without = fleet.reaches(fewer)?;
     fleet.worker("w4")?;
     let code = fleet.wait("lockstep")?;
     ensure!(code == 0, "the coordinator ended with {code}: {}", fleet.logs());

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lockstep_chaos::Watch;
 
 use super::cluster::Cluster;
-use crate::program::{PATIENCE, said};
+use crate::program::{reached, said};
 use crate::wait::until;
 
 /// What is submitted.
@@ -109,17 +108,12 @@ impl<'a> Job<'a> {
     /// # Errors
     /// Not in time, or the job ended before.
     pub fn reaches(&self, run: &Path, wanted: impl Fn(u64) -> bool) -> Result<u64> {
-        let mut looks = 0;
-        let found = until("the run gets on", PATIENCE, || {
-            let step = Watch::open(run).and_then(|watch| watch.step()).unwrap_or(0);
-            looks += 1;
-            if step > 0 && wanted(step) {
-                return Ok(Some(step));
-            }
-            // Slurm is asked less often: that costs a process.
-            ensure!(looks % 20 != 0 || !self.show()?.is_over(), "job {} ended at step {step}", self.id);
-            Ok(None)
-        });
+        let alive = || {
+            let shown = self.show()?;
+            ensure!(!shown.is_over(), "job {} ended {} with {}", self.id, shown.state(), shown.code());
+            Ok(())
+        };
+        let found = reached(run, wanted, alive);
         found.with_context(|| format!("its log ends:\n{}", self.last_words()))
     }
 
