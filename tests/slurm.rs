@@ -11,7 +11,8 @@ const STEPS: u64 = 300;
 
 #[test]
 fn jobs_end_requeue_and_lose_tasks_as_the_scripts_promise() {
-    let is_there = |program: &str, flag: &str| Command::new(program).arg(flag).output().is_ok_and(|it| it.status.success());
+    let is_there =
+        |program: &str, flag: &str| Command::new(program).arg(flag).output().is_ok_and(|it| it.status.success());
     if !(is_there("slurmctld", "-V") && is_there("munged", "--version")) {
         assert!(std::env::var_os("CI").is_none(), "slurm-wlm and munge are not installed");
         eprintln!("left out: slurm-wlm and munge are not installed");

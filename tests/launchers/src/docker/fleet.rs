@@ -80,13 +80,13 @@ impl<'a> Fleet<'a> {
         self.start_named("lockstep", &["--volume", &self.volume()], ("coordinator", &args))
     }
 
-    /// A worker, which sees nothing of the run directory.
+    /// A worker, which sees nothing of the run directory: checkpoints are written to /tmp before they are sent.
     ///
     /// # Errors
     /// It does not start.
     pub fn worker(&self, name: &str) -> Result<()> {
         let args = ["worker", "--coordinator", "http://lockstep:7070", "--threads", "1", "--id", name];
-        self.start_named(name, &[], ("worker", &args.map(str::to_owned)))
+        self.start_named(name, &["--tmpfs=/tmp"], ("worker", &args.map(str::to_owned)))
     }
 
     /// One container from start to end.

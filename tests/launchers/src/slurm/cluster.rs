@@ -16,8 +16,8 @@ use crate::wait::until;
 
 /// The nodes.
 pub const NODES: [&str; 2] = ["n1", "n2"];
-/// Seconds that a requeued job waits; Slurm's default is 120.
-const REQUEUE_S: u32 = 4;
+/// Seconds that a requeued job waits; Slurm takes no less, and 120 by default.
+const REQUEUE_S: u32 = 5;
 /// For daemons to start and to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
