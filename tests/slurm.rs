@@ -19,7 +19,7 @@ fn jobs_end_requeue_and_lose_tasks_as_the_scripts_promise() {
         return;
     }
     let bin_dir = Path::new(env!("CARGO_BIN_EXE_lockstep")).parent().unwrap().to_owned();
-    let table = run(&Options { bin_dir, dir: None, steps: STEPS }).unwrap();
+    let table = run(&Options { bin_dir, dir: None, only: Vec::new(), steps: STEPS }).unwrap();
     eprintln!("{}", table.markdown());
     assert!(table.misses().is_empty(), "{}", table.markdown());
 }

@@ -19,6 +19,9 @@ struct Args {
     /// Keep run directories and logs here [default: a temporary folder]
     #[arg(long, value_name = "DIR", global = true)]
     dir: Option<PathBuf>,
+    /// Only checks with one of these words in what they do, separated by commas [default: all]
+    #[arg(long, value_name = "WORDS", value_delimiter = ',', global = true)]
+    only: Vec<String>,
     /// Write the table here too
     #[arg(long, value_name = "FILE", global = true)]
     markdown: Option<PathBuf>,
@@ -49,11 +52,11 @@ enum Launcher {
 }
 
 fn launch(args: Args) -> Result<bool> {
-    let (bin_dir, dir) = (args.bin_dir, args.dir);
+    let (bin_dir, dir, only) = (args.bin_dir, args.dir, args.only);
     let table: Table = match args.launcher {
-        Launcher::Slurm { steps } => slurm::run(&slurm::Options { bin_dir, dir, steps })?,
+        Launcher::Slurm { steps } => slurm::run(&slurm::Options { bin_dir, dir, only, steps })?,
         Launcher::Docker { steps, libtorch, base } => {
-            docker::run(&docker::Options { bin_dir, dir, steps, libtorch, base })?
+            docker::run(&docker::Options { bin_dir, dir, only, steps, libtorch, base })?
         }
     };
     print!("{}", table.markdown());

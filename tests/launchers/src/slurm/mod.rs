@@ -26,6 +26,8 @@ pub struct Options {
     pub bin_dir: PathBuf,
     /// Where everything is kept; `None`: in a temporary folder, which goes.
     pub dir: Option<PathBuf>,
+    /// Words: checks with none of them are left out; empty: all are made.
+    pub only: Vec<String>,
     /// Steps of each run.
     pub steps: u64,
 }
@@ -69,7 +71,7 @@ pub fn run(options: &Options) -> Result<Table> {
     let dir = fs::canonicalize(dir)?;
     let reference = program.alone(options.steps, &dir.join("alone")).context("the run as one process")?;
     let mut site = Site { cluster: Cluster::start(&dir)?, program, steps: options.steps, reference };
-    let table = table("8.1", CHECKS, &site);
+    let table = table(("8.1", &options.only), CHECKS, &site);
     site.cluster.check()?;
     Ok(table)
 }
