@@ -1,9 +1,9 @@
-//! The repository's own automation: `cargo xtask libtorch|tools|build|demo|chaos|kubernetes|test|check`.
+//! The repository's own automation: `cargo xtask libtorch|tools|build|demo|chaos|kubernetes|slurm|docker|test|check`.
 //!
 //! ```text
 //! test ──► libtorch ──► system      pip, g++: found, or named with the package that has them
 //!   └────► check                    what the compiler cannot: invariants, sizes, where `unsafe` stands
-//! demo, chaos ──► build ──► libtorch
+//! demo, chaos, slurm, docker ──► build ──► libtorch
 //! ```
 //! May never: be needed in order to run Lockstep once it is built.
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ mod check;
 mod compile;
 mod demo;
 mod kubernetes;
+mod launchers;
 mod libtorch;
 mod mutants;
 mod system;
@@ -54,6 +55,20 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
+    /// A Slurm of two nodes on this machine, and jobs by the scripts in deploy/slurm; prints what held.
+    #[command(disable_help_flag = true)]
+    Slurm {
+        /// What the harness takes: `--steps 600`, `--dir DIR`, `--bin-dir DIR` (else the executables are built) …
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<String>,
+    },
+    /// Both images of deploy/docker, built here, and a run in containers; prints what held.
+    #[command(disable_help_flag = true)]
+    Docker {
+        /// What the harness takes: `--steps 1200`, `--dir DIR`, `--bin-dir DIR` (else the executables are built) …
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<String>,
+    },
     /// Everything that CI runs: format, lints, checks, dependencies, all tests.
     Test,
     /// The checks that the compiler does not make: invariants, file sizes, unsafe code, dependencies.
@@ -84,6 +99,8 @@ fn main() -> ExitCode {
         Task::Build => compile::release(&system),
         Task::Demo => demo::demo(&system),
         Task::Chaos { args } => chaos::chaos(&system, args),
+        Task::Slurm { args } => launchers::slurm(&system, args),
+        Task::Docker { args } => launchers::docker(&system, args),
         Task::Test => test::run_all(&system),
         Task::Check => check::run(&system),
         Task::Kubernetes { bin_dir } => kubernetes::kubernetes(&system, bin_dir.as_deref()),

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::system::{System, in_ci, output, run};
-use crate::{check, compile, tools};
+use crate::{check, compile, launchers, tools};
 
 /// Format, checks, lints, dependencies, tests. The last lines are cargo's own about the tests.
 ///
@@ -20,6 +20,9 @@ pub fn run_all(system: &System) -> Result<()> {
     run(&mut system.cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // Tests of the command start `lockstep-worker` from beside it, which `cargo test` alone need not have built.
     run(&mut system.cargo(&["build", "--workspace", "--bins"]))?;
+    if in_ci() {
+        launchers::packages_for_slurm(system)?; // elsewhere its test says that it was left out
+    }
     eprintln!("checks and build: {:.0} s", started.elapsed().as_secs_f64());
     let mut tests = system.cargo(&["test", "--workspace", "--no-fail-fast"]);
     match tools::provide(system) {

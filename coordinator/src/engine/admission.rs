@@ -15,7 +15,7 @@ use super::checks::Refusal;
 use super::effect::{Effect, Record};
 use super::event::StreamId;
 use super::members::{Peer, Standing};
-use super::{Engine, Phase, Settled};
+use super::{Engine, Phase, Settled, Stop};
 
 impl Engine {
     pub(super) fn on_hello(&mut self, stream: StreamId, hello: Hello) {
@@ -169,7 +169,7 @@ impl Engine {
                  continue with --resume",
                 leaving.reason, self.config.recipe.elastic.min_workers
             );
-            self.on_stop(ExitCode::TempFail, reason);
+            self.begin_stop(Stop { code: ExitCode::TempFail, reason, is_asked: false });
         }
     }
 

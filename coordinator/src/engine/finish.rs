@@ -10,15 +10,24 @@ use serde_json::json;
 
 impl Engine {
     /// The first request: the generation is closed at once, and another opens only to save what it reached. The second:
-    /// now.
+    /// now. Workers that have to go do not count: a scheduler tells everybody at once, in whatever order it is heard.
     pub(super) fn on_stop(&mut self, code: ExitCode, reason: String) {
-        if self.stop.is_some() || matches!(self.phase, Phase::Finishing(_)) {
+        let is_second = self.stop.as_ref().is_some_and(|stop| stop.is_asked);
+        if is_second || matches!(self.phase, Phase::Finishing(_)) {
             return self.end(code, reason);
         }
-        if self.phase == Phase::Training && !self.debtors().is_empty() {
-            self.close(&format!("the run is to stop: {reason}"), false);
+        match &mut self.stop {
+            Some(stop) => stop.is_asked = true,
+            None => self.begin_stop(Stop { code, reason, is_asked: true }),
         }
-        self.stop = Some(Stop { code, reason });
+    }
+
+    /// Closes the generation, for the sake of what it reached.
+    pub(super) fn begin_stop(&mut self, stop: Stop) {
+        if self.phase == Phase::Training && !self.debtors().is_empty() {
+            self.close(&format!("the run is to stop: {}", stop.reason), false);
+        }
+        self.stop = Some(stop);
     }
 
     /// Whether some worker holds a state that no checkpoint does.
@@ -51,7 +60,7 @@ impl Engine {
                 self.phase = Phase::Finishing(seq);
             }
             Due::Step(_) | Due::Evaluation { .. } => {
-                if let Some(Stop { code, reason }) = self.stop.clone() {
+                if let Some(Stop { code, reason, .. }) = self.stop.clone() {
                     self.end(code, reason);
                 }
             }

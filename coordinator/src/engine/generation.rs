@@ -116,7 +116,7 @@ impl Engine {
         match (&self.stop, hold) {
             (_, Some(hold)) if self.now < hold => {}
             _ if is_wanted => self.open(),
-            (Some(Stop { code, reason }), _) => self.end(*code, reason.clone()),
+            (Some(Stop { code, reason, .. }), _) => self.end(*code, reason.clone()),
             (None, _) => self.say_what_is_waited_for(lack),
         }
     }

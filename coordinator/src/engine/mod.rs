@@ -108,6 +108,8 @@ enum Phase {
 struct Stop {
     code: ExitCode,
     reason: String,
+    /// By whoever runs the coordinator, and not only by workers that have to go.
+    is_asked: bool,
 }
 
 /// Decides everything about one run. Owned by one task; see [`Engine::handle`].

@@ -34,8 +34,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Result, bail};
 
+pub use self::course::Course;
 pub use self::options::{Amount, Options};
+pub use self::process::{Process, signal};
 pub use self::table::{Line, Table, Verdict};
+pub use self::watch::{Commit, Event, Watch};
 
 /// Runs all scenarios that were asked for, one after another. What breaks one is a line of the table.
 ///

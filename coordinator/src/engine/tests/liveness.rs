@@ -148,6 +148,29 @@ fn whoever_is_not_needed_may_go_at_once_and_the_last_one_saves_first() {
 }
 
 #[test]
+fn a_signal_to_everybody_at_once_does_not_cost_what_was_reached() {
+    let stop = || Event::StopRequested { code: ExitCode::TempFail, reason: "SIGUSR1".into() };
+    let (mut script, open) = two();
+    script.hear(2, leaving());
+    assert!(closes(&script.hear(1, leaving()), 1).contains("would be left"));
+    assert_eq!(ended(&script.on(stop())), None, "heard after the workers, it is still the first request");
+    let state =
+        lockstep_proto::ids::StateId { step: lockstep_proto::ids::Step(1), generation: open.generation, ..open.base };
+    for stream in [2, 1] {
+        script.hear(stream, FromWorker::Halted(Halted { generation: open.generation, state: Some(state) }));
+    }
+    let open = script.train(&[1, 2]);
+    script.hear(1, saved(open.generation, state, 1));
+    assert!(ended(&script.persist()).is_some_and(|(code, _)| code == ExitCode::TempFail));
+
+    let (mut script, _) = two();
+    script.hear(2, leaving());
+    script.hear(1, leaving());
+    script.on(stop());
+    assert!(ended(&script.on(stop())).is_some(), "the second request is at once");
+}
+
+#[test]
 fn a_checkpoint_that_its_leader_cannot_load_gives_way_to_the_one_before() {
     let (mut script, open) = two();
     let g = open.generation;
