@@ -111,7 +111,8 @@ impl RemoteDepot {
             match backoff.next_wait() {
                 Some(wait) if code == ExitCode::Unavailable => {
                     tracing::warn!("{what} of checkpoint {dir}: {}; trying again", status.message());
-                    self.runtime.block_on(tokio::time::sleep(wait));
+                    // Made inside: a timer belongs to a runtime, and this thread is in none.
+                    self.runtime.block_on(async { tokio::time::sleep(wait).await });
                 }
                 _ => {
                     let reason = status.message().to_owned();
@@ -194,4 +195,25 @@ fn feed(folder: &Path, header: &UploadHeader, parts: &mpsc::Sender<pb::UploadPar
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_that_is_away_is_waited_for_in_a_thread_without_a_runtime() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let depot = RemoteDepot {
+            coordinator: Coordinator::new(&format!("127.0.0.1:{port}"), None).unwrap(),
+            runtime: runtime.handle().clone(),
+            run_id: "run".into(),
+            worker: WorkerId("w".into()),
+            patience: Duration::from_millis(300),
+        };
+        let into = tempfile::tempdir().unwrap();
+        let error = depot.download("step-1", &into.path().join("step-1")).unwrap_err();
+        assert!(matches!(error, CheckpointError::Transfer { code: ExitCode::Unavailable, .. }), "{error}");
+    }
 }
