@@ -18,8 +18,10 @@ const BOUND: u64 = 20;
 
 pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
     let mut random = lab.random("straggler");
-    // Four chunks each, so that computing is most of a step.
-    let recipe = Recipe::endless(&lab.options.sets).with("train.batch", 64);
+    // Four large chunks each: computing is most of a step, and between two meetings it takes longer than a turn of the
+    // throttle, which would not be felt otherwise.
+    let recipe = Recipe::endless(&lab.options.sets).with("train.batch", 512).with("train.chunk", 64);
+    let recipe = recipe.with("data.train_size", 4 * 512);
     let plan = Plan { name: "straggler", recipe, workers: 2, in_namespaces: false };
     let mut trials = Trials::new("12", "a worker throttled to a third", "named within 20 steps, nobody else is");
     let mut steps = Samples::default();
@@ -40,7 +42,7 @@ pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
 fn once(arena: &mut Arena<'_>, random: &mut Random) -> Result<u64> {
     let filled = arena.fill()?;
     // What is usual must be known first.
-    arena.cluster.wait_for(&arena.watch, filled.step + 60, 0)?;
+    arena.cluster.wait_for(&arena.watch, filled.step + 20, 0)?;
     let names = arena.cluster.worker_names();
     let Some(victim) = random.choose(&names).cloned() else { anyhow::bail!("no worker") };
     let last_event = arena.watch.last_event()?;
