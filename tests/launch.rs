@@ -163,3 +163,19 @@ fn a_coordinator_that_hands_over_leaves_its_workers_to_the_next_one() {
     assert_eq!(count(&run, "SELECT count(*) FROM events WHERE kind = 'rolled_back'"), 0, "nothing was lost");
     assert_eq!(count(&run, "SELECT count(*) FROM steps"), 160);
 }
+
+#[test]
+fn an_interrupted_step_leaves_no_ticket_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let [mut first, other] = [0, 1].map(|number| {
+        let mut command = task(&run, &["elastic.min_workers=2", "train.epochs=10000"]);
+        slurm(&mut command, dir.path(), number, 2);
+        Running::start(&mut command)
+    });
+    first.wait_for_step(1);
+    first.signal("TERM");
+    assert_eq!((first.end().code, other.end().code), (Some(75), Some(75)));
+    let left: Vec<_> = std::fs::read_dir(dir.path().join(".lockstep")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -24,8 +24,6 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::time::Duration;
 
-use lockstep_proto::exit::ExitCode;
-
 pub use place::{Meeting, Place, Told};
 pub use ticket::Ticket;
 pub use vars::Vars;
@@ -71,6 +69,13 @@ impl Place {
                 let ticket = file.wait(TICKET_PATIENCE)?;
                 Ok(Some(Invitation { url: ticket.url, token: Some(ticket.token) }))
             }
+        }
+    }
+
+    /// For the first task: it cannot begin, so nobody is to wait for it.
+    pub fn tell(&self, failure: &Failure) {
+        if let Meeting::ByTicket(file) = &self.meeting {
+            file.post_failure(failure);
         }
     }
 
@@ -120,6 +125,14 @@ fn is_only_loopback(host: &str) -> bool {
     }
 }
 
+/// Whether one of these flags is there, as `--flag` or `--flag=value`.
+fn is_given(args: &[OsString], flags: &[&str]) -> bool {
+    args.iter().any(|arg| {
+        let arg = arg.to_string_lossy();
+        flags.contains(&arg.split_once('=').map_or(&*arg, |(flag, _)| flag))
+    })
+}
+
 /// Becomes a worker of a run that another task coordinates; returns only when that fails.
 pub fn join(place: &Place, args: Vec<OsString>) -> Failure {
     let invitation = match place.invitation() {
@@ -127,15 +140,12 @@ pub fn join(place: &Place, args: Vec<OsString>) -> Failure {
         Err(failure) => return failure,
     };
     let mut args = args;
-    let is_given = |flag: &str, args: &[OsString]| {
-        args.iter().any(|arg| arg == flag || arg.to_string_lossy().starts_with(&format!("{flag}=")))
-    };
     let mut token = None;
     if let Some(invitation) = invitation {
         args.extend(["--coordinator".into(), invitation.url.into()]);
-        token = invitation.token.filter(|_| !is_given("--token", &args));
+        token = invitation.token.filter(|_| !is_given(&args, &["--token"]));
     }
-    if let Some(threads) = place.threads.filter(|_| !is_given("--threads", &args)) {
+    if let Some(threads) = place.threads.filter(|_| !is_given(&args, &["--threads"])) {
         args.extend(["--threads".into(), threads.to_string().into()]);
     }
     exec::worker_with("worker", &args, token.map(|token| (TOKEN, token)))
@@ -143,17 +153,10 @@ pub fn join(place: &Place, args: Vec<OsString>) -> Failure {
 
 /// `lockstep worker ARGS`: joins whatever the launcher says, unless the arguments or the environment say.
 pub fn worker(args: Vec<OsString>) -> Failure {
-    let has = |flags: &[&str]| {
-        let is_one = |arg: &OsString| {
-            let arg = arg.to_string_lossy();
-            flags.iter().any(|flag| arg == *flag || arg.starts_with(&format!("{flag}=")))
-        };
-        args.iter().any(is_one)
-    };
-    if has(&["--help", "-h", "--version", "-V"]) {
+    if is_given(&args, &["--help", "-h", "--version", "-V"]) {
         return exec::worker("worker", &args);
     }
-    let place = match Place::find(&Vars::of_process(), Told::worker(has(&["--coordinator"]))) {
+    let place = match Place::find(&Vars::of_process(), Told::worker(is_given(&args, &["--coordinator"]))) {
         Ok(place) => place,
         Err(failure) => return failure,
     };
@@ -167,9 +170,4 @@ pub fn token_remedy(vars: &Vars) -> Option<String> {
         "in Kubernetes: kubectl create secret generic lockstep-token --from-literal=token=$(openssl rand -hex 32)"
             .to_owned()
     })
-}
-
-/// An error of the first task, as the others hear of it.
-pub fn failed(code: ExitCode, reason: &str) -> Failure {
-    Failure::new(code, format!("task 0: {reason}"))
 }

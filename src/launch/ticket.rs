@@ -141,7 +141,7 @@ impl TicketFile {
                 Some(Said::Come(ticket)) => return Ok(ticket),
                 Some(Said::Failed { code, reason }) => {
                     let code = ExitCode::from_code(code).unwrap_or(ExitCode::Unavailable);
-                    return Err(super::failed(code, &reason));
+                    return Err(Failure::new(code, format!("task 0: {reason}")));
                 }
                 None => self.path.exists(),
             };

@@ -107,16 +107,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
         args.recipe.load(args.kept().as_deref())?;
         return Err(launch::join(&place, vec!["--devices".into(), config::devices(&args.devices, &place).into()]));
     }
-    let outcome = host(args, &place);
-    if let (Meeting::ByTicket(file), Err(failure)) = (&place.meeting, &outcome) {
-        file.post_failure(failure);
-    }
-    outcome
+    host(args, &place)
 }
 
 /// Coordinates the run, and computes for it.
 fn host(args: Args, place: &Place) -> Result<(), Failure> {
-    let config = Config::new(args, place)?;
+    let config = Config::new(args, place).inspect_err(|failure| place.tell(failure))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -151,7 +147,8 @@ impl Run {
         let can_grow = !config.coordinator.recipe.stretches();
         let shown_dir = config.coordinator.run_dir.clone();
         let token = config.coordinator.token.clone();
-        let bound = config::bind(config.coordinator, place).await?;
+        let bound = config::bind(config.coordinator, place).await.map_err(Failure::from);
+        let bound = bound.inspect_err(|failure| place.tell(failure))?;
         let run_dir = bound.run_dir().to_owned();
         let url = place.url(bound.local_addr());
         // Goes when this returns.
