@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use lockstep_proto::exit::ExitCode;
+use lockstep_proto::gpu;
 use serde::Serialize;
 
 use crate::exec;
@@ -45,7 +46,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         version: env!("CARGO_PKG_VERSION"),
         bf16: bf16(),
         cores: std::thread::available_parallelism().map_or(1, Into::into),
-        gpus: gpus(),
+        gpus: gpu::num_visible(),
         shm: shm(),
         place: None,
         worker: None,
@@ -120,13 +121,6 @@ fn bf16() -> Option<&'static str> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     ["amx_bf16", "avx512_bf16"].into_iter().find(|wanted| flags.split_whitespace().any(|flag| flag == *wanted))
-}
-
-/// As the driver shows them to this process.
-fn gpus() -> usize {
-    let is_gpu = |name: &str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
-    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_name().to_str().is_some_and(is_gpu)).count()
 }
 
 fn shm() -> Option<u64> {

@@ -5,7 +5,7 @@
 //!    │        ├─ schedule   learning rate of a step             warmup  a warm-up that waits for results
 //!    │        ├─ order      sample at a position       draws   augmentation at a position
 //!    │        └─ split      chunks of a batch, ranges of ranks     tree   order of addition
-//!    └─► isa · exit · manifest · digest
+//!    └─► isa · gpu · exit · manifest · digest
 //! ```
 //! May never: read a clock, open a socket or a file outside `manifest` and `recipe::load`, know a tensor.
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@
 pub mod digest;
 pub mod draws;
 pub mod exit;
+pub mod gpu;
 pub mod ids;
 pub mod isa;
 pub mod manifest;

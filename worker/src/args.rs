@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_proto::exit::ExitCode;
+use lockstep_proto::gpu;
 use lockstep_proto::ids::WorkerId;
 use lockstep_proto::recipe::Precision;
 use lockstep_proto::wire::TlsFiles;
@@ -245,7 +246,7 @@ fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
         if name == "cpu" {
             devices.push(name.to_owned());
         } else if name == "all" || name == "cuda" || name.starts_with("cuda:") {
-            let reason = if is_gpu_visible() {
+            let reason = if gpu::num_visible() > 0 {
                 "this build has no CUDA support yet; use --devices cpu"
             } else {
                 "no GPU is visible to this process; ask the launcher for one (Slurm: --gpus-per-node; Kubernetes: limits \
@@ -258,13 +259,6 @@ fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
         }
     }
     Ok(devices)
-}
-
-/// Whether the driver shows this process a GPU.
-fn is_gpu_visible() -> bool {
-    let is_gpu = |name: &str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
-    let mut entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
-    entries.any(|entry| entry.file_name().to_str().is_some_and(is_gpu))
 }
 
 fn default_id() -> String {
