@@ -36,7 +36,7 @@ use anyhow::{Result, bail};
 
 pub use self::course::Course;
 pub use self::options::{Amount, Options};
-pub use self::process::{Process, signal};
+pub use self::process::{Process, run as run_program, signal, until_every};
 pub use self::table::{Line, Table, Verdict};
 pub use self::watch::{Commit, Event, Watch};
 

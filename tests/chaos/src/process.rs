@@ -122,7 +122,17 @@ pub fn run(program: &str, args: &[&str]) -> Result<String> {
 }
 
 /// Looks until there is something to see, within a deadline.
-pub fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(what: &str, within: Duration, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_every(LOOK, what, within, look)
+}
+
+/// The same, with so long between two looks. What fails ends it.
+pub fn until_every<T>(
+    pause: Duration,
+    what: &str,
+    within: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let end = Instant::now() + within;
     loop {
         if let Some(seen) = look()? {
@@ -131,7 +141,7 @@ pub fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<O
         if Instant::now() > end {
             bail!("{what}: not within {:.0} s", within.as_secs_f64());
         }
-        std::thread::sleep(LOOK); // between two looks
+        std::thread::sleep(pause); // between two looks
     }
 }
 

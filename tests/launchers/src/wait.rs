@@ -1,22 +1,13 @@
 //! Waiting with a deadline.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-/// Between two looks.
+/// Between two looks: most of them start a program.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Looks until there is something. What fails ends it.
-pub fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let until = Instant::now() + within;
-    loop {
-        if let Some(found) = look()? {
-            return Ok(found);
-        }
-        if Instant::now() > until {
-            bail!("not within {within:?}: {what}");
-        }
-        std::thread::sleep(LOOK); // between two looks
-    }
+pub fn until<T>(what: &str, within: Duration, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    lockstep_chaos::until_every(LOOK, what, within, look)
 }
