@@ -5,13 +5,16 @@ use anyhow::Result;
 use crate::libtorch;
 use crate::system::{System, run};
 
-/// Compilers and libtorch: everything that a build needs.
+/// Compilers, cmake, nasm and libtorch: everything that a build needs.
 ///
 /// # Errors
 /// When one is missing: with the remedy.
 pub fn prepare(system: &System) -> Result<()> {
     system.check_rustc()?;
     system.need("g++", &["--version"], &["g++"])?;
+    // libjpeg-turbo is built from source; its SIMD is written for nasm.
+    system.need("cmake", &["--version"], &["cmake"])?;
+    system.need("nasm", &["--version"], &["nasm"])?;
     libtorch::provide(system)
 }
 

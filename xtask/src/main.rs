@@ -1,7 +1,7 @@
 //! The repository's own automation: `cargo xtask libtorch|tools|build|demo|chaos|kubernetes|slurm|docker|test|check`.
 //!
 //! ```text
-//! test ──► libtorch ──► system      pip, g++: found, or named with the package that has them
+//! test ──► libtorch ──► system      pip, g++, cmake, nasm: found, or named with the package that has them
 //!   └────► check                    what the compiler cannot: invariants, sizes, where `unsafe` stands
 //! demo, chaos, slurm, docker ──► build ──► libtorch
 //! ```
