@@ -98,6 +98,7 @@ fn kind(recipe: &Recipe) -> &'static str {
         DataKind::Cifar10 => "cifar10",
         DataKind::Cifar100 => "cifar100",
         DataKind::Shapes => "shapes",
+        DataKind::ImageFolder => "image-folder",
     }
 }
 

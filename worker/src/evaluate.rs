@@ -53,13 +53,13 @@ impl<A: Number> Stepper<A> {
             let run = |(chunk, range): (&mut Chunk<A>, &SampleRange)| {
                 chunk.images.resize(range.len as usize * image.iter().product::<usize>(), 0.0);
                 chunk.labels.resize(range.len as usize, 0);
-                loader.load_test(*range, &mut chunk.images, &mut chunk.labels);
+                loader.load_test(*range, &mut chunk.images, &mut chunk.labels)?;
                 chunk.take_images(image)?;
                 let counts = infer(program, chunk, &layers, pulse)?;
                 chunk.clear();
                 Ok(vec![counts.loss, counts.wrong as f64, counts.wrong_top5 as f64])
             };
-            let group_sums: Result<Vec<_>, TorchError> =
+            let group_sums: Result<Vec<_>, StepError> =
                 self.chunks.par_iter_mut().with_max_len(1).zip(group).map(run).collect();
             sums.extend(group_sums?);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_collective::{Collective, CollectiveError, Solo};
-use lockstep_data::Loader;
+use lockstep_data::{DataError, Loader};
 use lockstep_proto::ids::{Generation, SampleRange, StateId, Step};
 use lockstep_proto::message::{StepPlan, StepTimes};
 use lockstep_proto::recipe::{BatchNorm, Precision, Recipe};
@@ -35,6 +35,9 @@ pub enum StepError {
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] TorchError),
+    /// A sample cannot be delivered.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The loss is NaN or infinite.
     #[error(
         "the loss of step {step} is {loss} (positions {positions} of epoch {epoch}): lower the learning rate or \
@@ -250,17 +253,17 @@ impl<A: Number> Stepper<A> {
     }
 
     /// Returns the seconds that the slowest chunk took.
-    fn load(&mut self, state: &State, plan: &StepPlan, shard: &Shard) -> Result<f64, TorchError> {
+    fn load(&mut self, state: &State, plan: &StepPlan, shard: &Shard) -> Result<f64, StepError> {
         self.make_room(state, shard.chunks.len())?;
         let (loader, image) = (&self.loader, self.image);
         self.chunks.par_iter_mut().with_max_len(1).zip(&shard.chunks).try_for_each(|(chunk, positions)| {
             let start = Instant::now();
             chunk.images.resize(positions.len as usize * image.iter().product::<usize>(), 0.0);
             chunk.labels.resize(positions.len as usize, 0);
-            chunk.digest = loader.load_train(plan.epoch, *positions, &mut chunk.images, &mut chunk.labels);
+            chunk.digest = loader.load_train(plan.epoch, *positions, &mut chunk.images, &mut chunk.labels)?;
             chunk.take_images(image)?;
             chunk.load_seconds = start.elapsed().as_secs_f64();
-            Ok::<(), TorchError>(())
+            Ok::<(), StepError>(())
         })?;
         Ok(self.chunks.iter().map(|chunk| chunk.load_seconds).fold(0.0, f64::max))
     }

@@ -107,6 +107,7 @@ fn torch(error: TorchError) -> ComputeError {
 fn step_error(error: StepError) -> ComputeError {
     match error {
         StepError::Collective(error) => ComputeError::Collective(error),
+        StepError::Data(error) => ComputeError::fatal(error.exit_code(), error.to_string()),
         error @ (StepError::Torch(_) | StepError::NotFinite { .. }) => {
             ComputeError::fatal(ExitCode::Software, error.to_string())
         }

@@ -29,7 +29,7 @@ fn recipe(precision: Precision) -> Recipe {
 fn batch(recipe: &Recipe, data: &Arc<dyn Dataset>, plan: &StepPlan, kind: Kind) -> (Tensor, Tensor) {
     let n = plan.batch.len as usize;
     let (mut images, mut labels) = (vec![0.0; n * 32 * 32 * 3], vec![0; n]);
-    Loader::new(Arc::clone(data), recipe).load_train(plan.epoch, plan.batch, &mut images, &mut labels);
+    Loader::new(Arc::clone(data), recipe).load_train(plan.epoch, plan.batch, &mut images, &mut labels).unwrap();
     let x = Tensor::from_slice(&images).view([n as i64, 32, 32, 3]).permute([0, 3, 1, 2]).contiguous().to_kind(kind);
     (x, Tensor::from_slice(&labels))
 }

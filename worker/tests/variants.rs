@@ -57,7 +57,7 @@ fn theirs(recipe: &Recipe, data: &Arc<dyn Dataset>) -> Outcome {
     let n = BATCH as usize;
     let (mut images, mut labels) = (vec![0.0; n * 32 * 32 * 3], vec![0; n]);
     let plan = plan(&[3]);
-    Loader::new(Arc::clone(data), recipe).load_train(plan.epoch, plan.batch, &mut images, &mut labels);
+    Loader::new(Arc::clone(data), recipe).load_train(plan.epoch, plan.batch, &mut images, &mut labels).unwrap();
     let x = Tensor::from_slice(&images).view([n as i64, 32, 32, 3]).permute([0, 3, 1, 2]).contiguous();
     let mut reference = Reference::new(&start.tensors().0, &recipe.model);
     let (loss, gradients) = reference.gradient(&x.to_kind(Kind::Double), &Tensor::from_slice(&labels));

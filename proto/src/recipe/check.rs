@@ -1,5 +1,7 @@
 //! Refuses recipes that are well-formed and make no sense. The first thing wrong is reported.
 
+mod image;
+
 use std::fmt::Display;
 
 use super::error::RecipeError;
@@ -59,7 +61,8 @@ fn data(recipe: &Recipe) -> Result<(), RecipeError> {
         require(data.test_size == default.test_size, "data.test_size", data.test_size, only)?;
     }
     let shift = data.augment.shift;
-    require(shift <= 32, "data.augment.shift", shift, "at most 32, the size of an image")
+    require(shift <= 32, "data.augment.shift", shift, "at most 32, the size of an image")?;
+    image::image(data)
 }
 
 fn model(recipe: &Recipe) -> Result<(), RecipeError> {

@@ -84,6 +84,7 @@ impl Recipe {
                 DataKind::Cifar10 => "data/cifar-10-batches-bin".to_owned(),
                 DataKind::Cifar100 => "data/cifar-100-binary".to_owned(),
                 DataKind::Shapes => String::new(),
+                DataKind::ImageFolder => "data/imagenet".to_owned(),
             };
         }
         if !is_set("model.width") {

@@ -18,7 +18,22 @@ use super::types::{Recipe, ScheduleKind};
 use crate::manifest::hex;
 
 /// Keys that came after the first version.
-const ADDED: [&str; 18] = [
+const ADDED: [&str; 33] = [
+    "data.image.bad",
+    "data.image.brightness",
+    "data.image.contrast",
+    "data.image.crop",
+    "data.image.decode",
+    "data.image.exif",
+    "data.image.hue",
+    "data.image.lighting",
+    "data.image.mean",
+    "data.image.random_crop",
+    "data.image.ratio",
+    "data.image.resize",
+    "data.image.saturation",
+    "data.image.scale",
+    "data.image.std",
     "model.activation",
     "model.bn_order",
     "model.bn_precise",

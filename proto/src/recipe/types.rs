@@ -1,10 +1,12 @@
 //! The keys of a recipe, one struct a table.
 
+mod image;
 mod model;
 mod optim;
 
 use serde::{Deserialize, Serialize};
 
+pub use image::*;
 pub use model::*;
 pub use optim::*;
 
@@ -54,6 +56,8 @@ pub struct Data {
     pub normalize: Normalize,
     /// `[data.augment]`: training only.
     pub augment: Augment,
+    /// `[data.image]`: `image-folder` only.
+    pub image: Image,
 }
 
 /// `data.kind`
@@ -67,6 +71,8 @@ pub enum DataKind {
     /// Built-in procedural 32×32 set of 10 classes: needs no download.
     #[default]
     Shapes,
+    /// Image files in `train/<class>/` and `val/<class>/`.
+    ImageFolder,
 }
 
 /// `data.sampling`
@@ -87,7 +93,7 @@ pub enum Normalize {
     /// Mean image of the training set; one scalar standard deviation over every training value.
     #[default]
     PixelMean,
-    /// Mean and standard deviation of each channel.
+    /// Mean and standard deviation of each channel; `image-folder`: those of `data.image.mean` and `data.image.std`.
     Channel,
     /// Values 0…1 as they are.
     None,
@@ -97,7 +103,7 @@ pub enum Normalize {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augment {
-    /// Largest shift in x and in y, pixels, zero fill after normalisation (0: none).
+    /// Largest shift in x and in y, pixels, zero fill after normalisation (0: none). Unused by `image-folder`.
     pub shift: u32,
     /// Horizontal flip with probability one half.
     pub flip: bool,
@@ -232,6 +238,7 @@ impl Default for Data {
             sampling: Sampling::default(),
             normalize: Normalize::default(),
             augment: Augment::default(),
+            image: Image::default(),
         }
     }
 }

@@ -26,9 +26,9 @@ impl Augmentation {
         Self { down, right, flip: draws.coin() && augment.flip }
     }
 
-    /// Whether a recipe augments at all.
-    pub fn is_wanted(augment: &recipe::Augment) -> bool {
-        augment.shift > 0 || augment.flip
+    /// Whether a recipe augments at all. Images of a folder have more to draw than this.
+    pub fn is_wanted(data: &recipe::Data) -> bool {
+        data.kind == recipe::DataKind::ImageFolder || data.augment.shift > 0 || data.augment.flip
     }
 
     /// Writes an image, NHWC floats, from its bytes.

@@ -1,9 +1,13 @@
 //! What can be wrong with data, said so that a person can act on it.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::Epoch;
+
+use crate::image::ImageError;
 
 /// Data that is missing, damaged, or cannot be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -102,11 +106,61 @@ pub enum DataError {
         /// `data.kind`
         kind: &'static str,
     },
-    /// Asked to fetch what is built in.
-    #[error("{kind} is built in: there is nothing to fetch")]
+    /// A split of an image folder is not there.
+    #[error(
+        "{}: no such folder: set data.path to a folder with train/<class>/ and val/<class>/ in it", path.display()
+    )]
+    NoSplit {
+        /// `train` or `val`.
+        path: PathBuf,
+    },
+    /// A split of an image folder is empty.
+    #[error("{}: no images in it: they belong into a folder for each class", path.display())]
+    NoImages {
+        /// `train` or `val`.
+        path: PathBuf,
+    },
+    /// A class that cannot have been learnt.
+    #[error(
+        "{}: val has the class {class} ({num_images} images), which train lacks: the labels would not fit; put its images \
+         into train/{class} too, or take val/{class} away (`lockstep data verify` lists all such classes)",
+        root.display()
+    )]
+    UnknownClass {
+        /// `data.path`
+        root: PathBuf,
+        /// The first such class.
+        class: String,
+        /// Its images in `val`.
+        num_images: usize,
+    },
+    /// An image that cannot be read.
+    #[error(
+        "{}: {error}: replace or remove it; `lockstep data verify {}` finds all such files", path.display(), root.display()
+    )]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: ImageError,
+        /// `data.path`
+        root: PathBuf,
+    },
+    /// A sample could not be delivered.
+    #[error("{at}: {source}")]
+    Sample {
+        /// Which.
+        at: Place,
+        /// Why.
+        source: Box<DataError>,
+    },
+    /// Asked to fetch what cannot be.
+    #[error("{kind} is {is}: there is nothing to fetch")]
     NothingToFetch {
         /// `data.kind`
         kind: &'static str,
+        /// Where it comes from.
+        is: &'static str,
     },
     /// The archive cannot be downloaded.
     #[error(
@@ -161,14 +215,57 @@ pub enum DataError {
     },
 }
 
+/// Where in a run a sample was wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A training sample.
+    Train {
+        /// In which epoch.
+        epoch: Epoch,
+        /// At which position of its order.
+        position: u64,
+        /// Its number in the set.
+        sample: u64,
+    },
+    /// A test sample.
+    Test {
+        /// Its number in the set.
+        sample: u64,
+    },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Train { epoch, position, sample } => {
+                write!(f, "position {position} of epoch {epoch} (training sample {sample})")
+            }
+            Self::Test { sample } => write!(f, "test sample {sample}"),
+        }
+    }
+}
+
 impl DataError {
+    /// The same, with where in a run the sample was wanted.
+    pub(crate) fn at(self, at: Place) -> Self {
+        Self::Sample { at, source: Box::new(self) }
+    }
+
     /// How a process ends that meets this.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::NoPath { .. } | Self::NoFolder { .. } | Self::NoFile { .. } | Self::Read { .. } => ExitCode::NoInput,
+            Self::NoPath { .. }
+            | Self::NoFolder { .. }
+            | Self::NoFile { .. }
+            | Self::NoSplit { .. }
+            | Self::Read { .. } => ExitCode::NoInput,
+            Self::Sample { source, .. } => source.exit_code(),
             Self::Truncated { .. }
             | Self::WrongCount { .. }
             | Self::BadLabel { .. }
+            | Self::NoImages { .. }
+            | Self::UnknownClass { .. }
+            | Self::Image { .. }
             | Self::Checksum { .. }
             | Self::Archive { .. } => ExitCode::Data,
             Self::NothingToFetch { .. } => ExitCode::Usage,

@@ -73,7 +73,10 @@ impl Archive {
                 folder: "cifar-100-binary",
                 layout: CIFAR100,
             }),
-            DataKind::Shapes => Err(DataError::NothingToFetch { kind: "shapes" }),
+            DataKind::Shapes => Err(DataError::NothingToFetch { kind: "shapes", is: "built in" }),
+            DataKind::ImageFolder => {
+                Err(DataError::NothingToFetch { kind: "image-folder", is: "a folder of your own" })
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use lockstep_proto::message::DataIdentity;
 use lockstep_proto::recipe;
 
 use crate::augment::Augmentation;
+use crate::error::DataError;
 use crate::normalize::Normalizer;
 use crate::samples::{Samples, fingerprint};
 use crate::{Dataset, Split};
@@ -56,8 +57,9 @@ impl Dataset for InMemory {
         self.samples(split).label(sample)
     }
 
-    fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]) {
+    fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]) -> Result<(), DataError> {
         let augmentation = draws.map(|draws| Augmentation::draw(&self.augment, draws)).unwrap_or_default();
         augmentation.apply(self.shape(), self.samples(split).image(sample), &self.normalizer, out);
+        Ok(())
     }
 }

@@ -3,25 +3,32 @@
 //! ```text
 //! recipe.data ──► open ──► Dataset ───────────────► Loader ──► images NHWC f32 · labels · digest
 //!                  ├─ cifar    files   ┐ bytes in     ├─ order, draws, digest   (lockstep-proto)
-//!                  └─ shapes   built in┘ memory       └─ fault   injected by tests
+//!                  ├─ shapes   built in┘ memory       └─ fault   injected by tests
+//!                  └─ image_folder ── tree: files ── image: decode, cut, resize, colour
 //!                                │
 //!                  normalize · augment              audit   the digest that should have come
 //!                                                   fetch   downloads a set
+//!                                                   verify  looks at every image of a folder
 //! ```
 //! May never: know a tensor or a rank, keep state between two loads, or take a decision from a clock or a thread.
 #![forbid(unsafe_code)]
 
 pub mod audit;
 pub mod augment;
+pub mod bench;
 pub mod cifar;
 mod error;
 mod fault;
 pub mod fetch;
+pub mod image;
+mod image_folder;
 mod in_memory;
 mod loader;
 pub mod normalize;
 mod samples;
 pub mod shapes;
+mod tree;
+pub mod verify;
 
 use std::sync::Arc;
 
@@ -30,8 +37,9 @@ use lockstep_proto::message::DataIdentity;
 use lockstep_proto::recipe::{self, DataKind};
 
 pub use audit::expected_digest;
-pub use error::DataError;
+pub use error::{DataError, Place};
 pub use fault::{FAULT_VARIABLE, LoaderFault};
+pub use image_folder::ImageFolder;
 pub use in_memory::InMemory;
 pub use loader::Loader;
 pub use samples::{Samples, fingerprint};
@@ -57,10 +65,13 @@ pub trait Dataset: Send + Sync {
     fn label(&self, split: Split, sample: u64) -> u32;
 
     /// Writes one normalised image, NHWC (height × width × channels floats), augmented by `draws` when given.
-    fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]);
+    ///
+    /// # Errors
+    /// The image is broken (65) or cannot be read (66): its file, what is wrong, the remedy.
+    fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]) -> Result<(), DataError>;
 }
 
-/// Opens the set of a recipe: reads it into memory (CIFAR), or draws it (`shapes`). `_seed` is `train.seed`, for sets
+/// Opens the set of a recipe: reads it into memory (CIFAR), draws it (`shapes`), or lists it (`image-folder`). `_seed` is `train.seed`, for sets
 /// that depend on it; none does yet: the same samples are there whatever the seed.
 ///
 /// # Errors
@@ -77,5 +88,6 @@ pub fn open(data: &recipe::Data, _seed: u64) -> Result<Arc<dyn Dataset>, DataErr
             let (train, test) = shapes::generate(data);
             InMemory::new("shapes", shapes::NUM_CLASSES, train, test, data)
         }
+        DataKind::ImageFolder => return Ok(Arc::new(ImageFolder::open(data)?)),
     }))
 }

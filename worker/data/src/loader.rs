@@ -9,6 +9,7 @@ use lockstep_proto::order::SampleOrder;
 use lockstep_proto::recipe::Recipe;
 
 use crate::augment::Augmentation;
+use crate::error::{DataError, Place};
 use crate::fault::LoaderFault;
 use crate::{Dataset, Split};
 
@@ -37,7 +38,7 @@ impl Loader {
             order: SampleOrder::new(seed, dataset.identity().num_train, recipe.data.sampling),
             digest: SampleDigest::new(seed),
             seed,
-            augments: Augmentation::is_wanted(&recipe.data.augment),
+            augments: Augmentation::is_wanted(&recipe.data),
             num_values: dataset.shape().iter().product(),
             dataset,
             fault,
@@ -53,38 +54,53 @@ impl Loader {
     /// of positions, which may be empty. Returns the digest of what was delivered: the wrapping sum of the hashes of
     /// (position, sample, label), computed from the sample that was really read.
     ///
+    /// # Errors
+    /// A sample that is broken or cannot be read: its position, its file, the remedy.
+    ///
     /// # Panics
     /// If a buffer has another length, or a position is past the end of the epoch.
-    pub fn load_train(&self, epoch: Epoch, positions: SampleRange, images: &mut [f32], labels: &mut [i64]) -> u64 {
+    pub fn load_train(
+        &self,
+        epoch: Epoch,
+        positions: SampleRange,
+        images: &mut [f32],
+        labels: &mut [i64],
+    ) -> Result<u64, DataError> {
         self.check(positions, self.dataset.identity().num_train, images, labels);
         let mut digest = 0_u64;
         let slots = images.chunks_exact_mut(self.num_values).zip(labels);
         for (position, (image, label)) in (positions.start..).zip(slots) {
             let sample = self.order.sample(epoch, self.delivered_position(epoch, position));
             let mut draws = self.augments.then(|| Draws::new(self.seed, epoch, position));
-            let class = self.fetch(Split::Train, sample, draws.as_mut(), image);
+            let at = Place::Train { epoch, position, sample };
+            let class = self.fetch(Split::Train, sample, draws.as_mut(), image).map_err(|error| error.at(at))?;
             *label = i64::from(class);
             digest = digest.wrapping_add(self.digest.of(epoch, position, sample, class));
         }
-        digest
+        Ok(digest)
     }
 
     /// Fills `images` and `labels` with test samples as they are, in their own order.
     ///
+    /// # Errors
+    /// A sample that is broken or cannot be read: its number, its file, the remedy.
+    ///
     /// # Panics
     /// If a buffer has another length, or a sample is past the end of the test set.
-    pub fn load_test(&self, samples: SampleRange, images: &mut [f32], labels: &mut [i64]) {
+    pub fn load_test(&self, samples: SampleRange, images: &mut [f32], labels: &mut [i64]) -> Result<(), DataError> {
         self.check(samples, self.dataset.identity().num_test, images, labels);
         let slots = images.chunks_exact_mut(self.num_values).zip(labels);
         for (sample, (image, label)) in (samples.start..).zip(slots) {
-            *label = i64::from(self.fetch(Split::Test, sample, None, image));
+            let class = self.fetch(Split::Test, sample, None, image);
+            *label = i64::from(class.map_err(|error| error.at(Place::Test { sample }))?);
         }
+        Ok(())
     }
 
     /// Reads one sample: its image, and the label that lies beside it.
-    fn fetch(&self, split: Split, sample: u64, draws: Option<&mut Draws>, image: &mut [f32]) -> u32 {
-        self.dataset.image(split, sample, draws, image);
-        self.dataset.label(split, sample)
+    fn fetch(&self, split: Split, sample: u64, draws: Option<&mut Draws>, image: &mut [f32]) -> Result<u32, DataError> {
+        self.dataset.image(split, sample, draws, image)?;
+        Ok(self.dataset.label(split, sample))
     }
 
     /// Every position delivers its own sample, except under an injected fault.

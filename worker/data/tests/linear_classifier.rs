@@ -9,7 +9,7 @@ fn images(dataset: &InMemory, split: Split) -> Vec<(Vec<f32>, usize)> {
     (0..dataset.samples(split).len())
         .map(|sample| {
             let mut image = vec![0.0; 32 * 32 * 3];
-            dataset.image(split, sample, None, &mut image);
+            dataset.image(split, sample, None, &mut image).unwrap();
             (image, dataset.label(split, sample) as usize)
         })
         .collect()

@@ -32,7 +32,7 @@ struct Batch {
 
 fn load(loader: &Loader, epoch: u64, start: u64, len: u64) -> Batch {
     let (mut images, mut labels) = (vec![f32::NAN; len as usize * VALUES], vec![-1; len as usize]);
-    let digest = loader.load_train(Epoch(epoch), SampleRange { start, len }, &mut images, &mut labels);
+    let digest = loader.load_train(Epoch(epoch), SampleRange { start, len }, &mut images, &mut labels).unwrap();
     Batch { images, labels, digest }
 }
 
@@ -79,7 +79,7 @@ fn an_epoch_brings_each_sample_once_with_the_augmentation_of_its_position() {
     let plain: Vec<Vec<f32>> = (0..NUM_TRAIN)
         .map(|sample| {
             let mut image = vec![0.0; VALUES];
-            dataset.image(Split::Train, sample, None, &mut image);
+            dataset.image(Split::Train, sample, None, &mut image).unwrap();
             image
         })
         .collect();
@@ -122,10 +122,10 @@ fn test_samples_come_plain_and_in_their_own_order() {
     let dataset = dataset(&recipe);
     let loader = Loader::with_fault(dataset.clone(), &recipe, None);
     let (mut images, mut labels) = (vec![f32::NAN; 20 * VALUES], vec![-1; 20]);
-    loader.load_test(SampleRange { start: 30, len: 20 }, &mut images, &mut labels);
+    loader.load_test(SampleRange { start: 30, len: 20 }, &mut images, &mut labels).unwrap();
     for slot in 0..20 {
         let mut image = vec![0.0; VALUES];
-        dataset.image(Split::Test, 30 + slot as u64, None, &mut image);
+        dataset.image(Split::Test, 30 + slot as u64, None, &mut image).unwrap();
         assert_eq!(images[slot * VALUES..][..VALUES], image);
         assert_eq!(labels[slot], i64::from(dataset.label(Split::Test, 30 + slot as u64)));
     }

@@ -55,7 +55,7 @@ pub(crate) fn is_harmless(what: &str) -> bool {
 pub(crate) fn classify(what: &str) -> JpegError {
     let what = what.trim().to_owned();
     let says = |parts: &[&str]| parts.iter().any(|part| what.contains(part));
-    if says(&["Premature end", "premature end", "Empty input file", "contains no image"]) {
+    if says(&["Premature end", "premature end", "Empty input file", "contains no image", "missing SOS marker"]) {
         JpegError::Truncated { what }
     } else if says(&["too large", "more than", "Maximum supported image dimension"]) {
         JpegError::TooLarge { what }

@@ -1,0 +1,50 @@
+//! `[data.image]`, and what an image folder asks of the rest of `[data]`.
+
+use super::require;
+use crate::recipe::error::RecipeError;
+use crate::recipe::types::{BadImage, Data, DataKind, Image, Normalize};
+
+pub(super) fn image(data: &Data) -> Result<(), RecipeError> {
+    let image = &data.image;
+    if data.kind != DataKind::ImageFolder {
+        let only = "no key of it: they are for kind = \"image-folder\" only";
+        return require(*image == Image::default(), "data.image", "set", only);
+    }
+    let sized = "\"channel\" (data.image.mean and data.image.std, ImageNet's by default) or \"none\": the images of a \
+                 folder have no common size, so there is no mean image";
+    require(data.normalize != Normalize::PixelMean, "data.normalize", "\"pixel_mean\"", sized)?;
+    require((8..=4096).contains(&image.crop), "data.image.crop", image.crop, "at least 8 pixels and at most 4096")?;
+    let covers = (image.crop..=8192).contains(&image.resize);
+    let least = format!("at least data.image.crop = {} and at most 8192", image.crop);
+    require(covers, "data.image.resize", image.resize, least)?;
+    let [low, high] = image.scale;
+    let sense = low > 0.0 && low <= high && high <= 1.0;
+    require(sense, "data.image.scale", list(&image.scale), "[least, greatest] fractions of the area, above 0 … 1")?;
+    let [low, high] = image.ratio;
+    let sense = low > 0.0 && low <= high && high.is_finite();
+    require(sense, "data.image.ratio", list(&image.ratio), "[least, greatest] width ÷ height, above 0")?;
+    colour(image)?;
+    let there = "\"error\": skipping is not there yet; `lockstep data verify` names what to repair or remove";
+    require(image.bad == BadImage::Error, "data.image.bad", "\"skip\"", there)
+}
+
+fn colour(image: &Image) -> Result<(), RecipeError> {
+    for (key, value) in [
+        ("data.image.brightness", image.brightness),
+        ("data.image.contrast", image.contrast),
+        ("data.image.saturation", image.saturation),
+        ("data.image.lighting", image.lighting),
+    ] {
+        let sense = value.is_finite() && value >= 0.0;
+        require(sense, key, value, "a finite number that is not negative")?;
+    }
+    require((0.0..=0.5).contains(&image.hue), "data.image.hue", image.hue, "at least 0 and at most 0.5")?;
+    let fractions = image.mean.iter().all(|mean| (0.0..=1.0).contains(mean));
+    require(fractions, "data.image.mean", list(&image.mean), "three fractions 0 … 1 of full light")?;
+    let positive = image.std.iter().all(|std| *std > 0.0 && std.is_finite());
+    require(positive, "data.image.std", list(&image.std), "three fractions of full light, above 0")
+}
+
+fn list(values: &[f64]) -> String {
+    format!("{values:?}")
+}

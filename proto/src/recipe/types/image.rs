@@ -1,0 +1,85 @@
+//! `[data.image]`: from a file of any size to the square that a model sees. For `data.kind = "image-folder"`.
+
+use serde::{Deserialize, Serialize};
+
+/// `[data.image]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Image {
+    /// Side of the square that the model sees, pixels.
+    pub crop: u32,
+    /// Evaluation scales the short side to this many pixels, then cuts the square out of the centre.
+    pub resize: u32,
+    /// Training cuts a random part and scales it to the square (Szegedy et al. 2015); else as in evaluation.
+    pub random_crop: bool,
+    /// Least and greatest area of the random part, as fractions of the image.
+    pub scale: [f64; 2],
+    /// Least and greatest width ÷ height of the random part.
+    pub ratio: [f64; 2],
+    /// How training decodes.
+    pub decode: Decode,
+    /// Turn images as their EXIF says; other tools ignore it.
+    pub exif: bool,
+    /// Colour jitter: brightness is multiplied by a factor between 1 − this and 1 + this (0: none).
+    pub brightness: f64,
+    /// The same for contrast.
+    pub contrast: f64,
+    /// The same for saturation.
+    pub saturation: f64,
+    /// Hue is turned by up to this fraction of the circle, either way; at most 0.5.
+    pub hue: f64,
+    /// Deviation of the weights with which principal components of ImageNet's colours are added (Krizhevsky et al. 2012,
+    /// section 4.1, has 0.1; 0: none).
+    pub lighting: f64,
+    /// With `data.normalize = "channel"`: mean of red, green, blue, as fractions of full light. ImageNet's by default;
+    /// `lockstep data verify` prints those of a folder.
+    pub mean: [f64; 3],
+    /// With `data.normalize = "channel"`: their standard deviations.
+    pub std: [f64; 3],
+    /// What to do about an image that cannot be read.
+    pub bad: BadImage,
+}
+
+/// `data.image.decode`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decode {
+    /// At the smallest of 8/8, 4/8, 2/8, 1/8 that still has the square's pixels: fast, and near what `full` gives.
+    #[default]
+    Scaled,
+    /// At full size, as other tools do.
+    Full,
+}
+
+/// `data.image.bad`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadImage {
+    /// End the run and name the file.
+    #[default]
+    Error,
+    /// Leave it out. Not there yet.
+    Skip,
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self {
+            crop: 224,
+            resize: 256,
+            random_crop: true,
+            scale: [0.08, 1.0],
+            ratio: [3.0 / 4.0, 4.0 / 3.0],
+            decode: Decode::default(),
+            exif: false,
+            brightness: 0.0,
+            contrast: 0.0,
+            saturation: 0.0,
+            hue: 0.0,
+            lighting: 0.0,
+            mean: [0.485, 0.456, 0.406],
+            std: [0.229, 0.224, 0.225],
+            bad: BadImage::default(),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `[data.image]` of a recipe.
+
+use lockstep_proto::recipe::{DataKind, Decode, Recipe};
+
+fn recipe(keys: &str) -> Result<Recipe, String> {
+    let text = format!("[data]\nkind = \"image-folder\"\nnormalize = \"channel\"\n[data.image]\n{keys}\n");
+    Recipe::from_toml(&text, "r.toml").map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_image_folder_has_the_usual_transforms_by_default() {
+    let data = recipe("").unwrap().data;
+    assert_eq!((data.kind, &*data.path), (DataKind::ImageFolder, "data/imagenet"));
+    let image = data.image;
+    assert_eq!((image.crop, image.resize, image.decode), (224, 256, Decode::Scaled));
+    assert_eq!((image.scale, image.ratio), ([0.08, 1.0], [0.75, 4.0 / 3.0]));
+    let written = recipe("crop = 96\nresize = 112\nlighting = 0.1").unwrap();
+    assert_eq!(Recipe::from_toml(&written.to_toml(), "r.toml").unwrap(), written);
+}
+
+#[test]
+fn keys_of_images_count_in_the_hash_and_their_defaults_do_not() {
+    let plain = recipe("").unwrap().sha256();
+    assert_eq!(recipe("crop = 224\nscale = [0.08, 1.0]").unwrap().sha256(), plain);
+    for keys in ["crop = 192", "scale = [0.25, 1.0]", "decode = \"full\"", "exif = true", "random_crop = false"] {
+        assert_ne!(recipe(keys).unwrap().sha256(), plain, "{keys}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_what_would() {
+    for (keys, expected) in [
+        ("crop = 4", "r.toml, line 5: `data.image.crop` is 4, expected at least 8 pixels and at most 4096"),
+        ("resize = 200", "`data.image.resize` is 200, expected at least data.image.crop = 224 and at most 8192"),
+        ("scale = [0.5, 0.2]", "`data.image.scale` is [0.5, 0.2], expected [least, greatest] fractions of the area"),
+        ("scale = [0.5]", "`data.image.scale` is [0.5], expected"),
+        ("ratio = [0.0, 1.0]", "`data.image.ratio` is [0.0, 1.0], expected [least, greatest] width ÷ height"),
+        ("hue = 0.6", "`data.image.hue` is 0.6, expected at least 0 and at most 0.5"),
+        ("std = [0.2, 0.0, 0.2]", "`data.image.std` is [0.2, 0.0, 0.2], expected three fractions"),
+        ("decode = \"fast\"", "`data.image.decode` is \"fast\", expected \"scaled\", \"full\""),
+        ("bad = \"skip\"", "expected \"error\": skipping is not there yet; `lockstep data verify` names"),
+        ("corp = 3", "unknown key `data.image.corp`; did you mean `data.image.crop`?"),
+    ] {
+        let error = recipe(keys).unwrap_err();
+        assert!(error.contains(expected), "{keys}: {error}");
+    }
+}
+
+#[test]
+fn images_of_a_folder_have_no_mean_image_and_other_sets_no_such_keys() {
+    let error = Recipe::from_toml("[data]\nkind = \"image-folder\"\n", "r.toml").unwrap_err().to_string();
+    assert!(error.contains("`data.normalize` is \"pixel_mean\", expected \"channel\""), "{error}");
+    let error = Recipe::from_toml("[data.image]\ncrop = 32\n", "r.toml").unwrap_err().to_string();
+    assert!(error.contains("they are for kind = \"image-folder\" only"), "{error}");
+}

@@ -1,0 +1,117 @@
+//! How many images a second a loader gives: read, decode the random part, resize, flip; bytes out, as for a device that
+//! normalises them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lockstep_proto::draws::Draws;
+use lockstep_proto::ids::Epoch;
+use lockstep_proto::recipe::Data;
+
+use crate::error::DataError;
+use crate::image::{Transform, Workspace};
+use crate::image_folder::read;
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Images of all threads.
+    pub images: u64,
+    /// From the first to the last.
+    pub seconds: f64,
+    /// Bytes of files that were read.
+    pub bytes: u64,
+}
+
+/// Reads the files below `folder` over and over, in an order that is drawn, on `threads` threads for at least
+/// `duration`; one pass over some of them comes before and is not counted.
+///
+/// # Errors
+/// No files, or one that cannot be read or is broken.
+pub fn loader(folder: &Path, data: &Data, threads: usize, duration: Duration) -> Result<Rate, DataError> {
+    let mut files = Vec::new();
+    list(folder, &mut files)?;
+    files.sort();
+    if files.is_empty() {
+        return Err(DataError::NoImages { path: folder.to_owned() });
+    }
+    let transform = Transform::new(data);
+    let begin = std::sync::Barrier::new(threads.max(1));
+    let parts: Vec<Result<Rate, DataError>> = std::thread::scope(|scope| {
+        let one = |thread: usize| run(thread, &files, &transform, &begin, duration);
+        let threads: Vec<_> = (0..threads.max(1)).map(|thread| scope.spawn(move || one(thread))).collect();
+        // invariant: a thread that panics ends the process by its hook
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let mut sum = Rate { images: 0, seconds: 0.0, bytes: 0 };
+    for part in parts {
+        let part = part?;
+        sum.images += part.images;
+        sum.bytes += part.bytes;
+        sum.seconds = sum.seconds.max(part.seconds);
+    }
+    Ok(sum)
+}
+
+fn run(
+    thread: usize,
+    files: &[PathBuf],
+    transform: &Transform,
+    begin: &std::sync::Barrier,
+    duration: Duration,
+) -> Result<Rate, DataError> {
+    let broken = |path: &Path, error| {
+        let root = path.parent().unwrap_or(path).to_owned();
+        DataError::Image { path: path.to_owned(), error, root }
+    };
+    let workspace = Workspace::new().map_err(|error| broken(&files[0], error));
+    let mut rgb = Vec::new();
+    let mut bytes = Vec::new();
+    let mut order = Draws::new(1, Epoch(0), thread as u64);
+    let mut one = |epoch: Epoch, number: u64, workspace: &mut Workspace| {
+        let path = &files[order.below(files.len() as u32) as usize];
+        read(path, &mut bytes)?;
+        let mut draws = Draws::new(thread as u64, epoch, number);
+        let drawn = transform.square(&bytes, Some(&mut draws), workspace, &mut rgb);
+        if drawn.map_err(|error| broken(path, error))?.flip {
+            rgb.chunks_exact_mut(transform.side() * 3).for_each(flip);
+        }
+        std::hint::black_box(&rgb);
+        Ok::<u64, DataError>(bytes.len() as u64)
+    };
+    let warm = workspace.and_then(|mut workspace| {
+        (0..files.len().min(64) as u64).try_for_each(|number| one(Epoch(0), number, &mut workspace).map(drop))?;
+        Ok(workspace)
+    });
+    begin.wait(); // every thread comes here, whatever it met
+    let mut workspace = warm?;
+    let start = Instant::now();
+    let mut rate = Rate { images: 0, seconds: 0.0, bytes: 0 };
+    while start.elapsed() < duration {
+        rate.bytes += one(Epoch(1), rate.images, &mut workspace)?;
+        rate.images += 1;
+    }
+    rate.seconds = start.elapsed().as_secs_f64();
+    Ok(rate)
+}
+
+/// Left and right of a row of RGB pixels change places.
+fn flip(row: &mut [u8]) {
+    let middle = row.len() / 3 / 2 * 3;
+    let (front, back) = row.split_at_mut(middle);
+    front.chunks_exact_mut(3).zip(back.rchunks_exact_mut(3)).for_each(|(a, b)| a.swap_with_slice(b));
+}
+
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+    let wrong = |source| DataError::Read { path: folder.to_owned(), offset: 0, source };
+    for entry in fs::read_dir(folder).map_err(wrong)? {
+        let path = entry.map_err(wrong)?.path();
+        if path.is_dir() {
+            list(&path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! What a recipe does to an image: training with draws, evaluation without.
+
+use lockstep_proto::draws::Draws;
+use lockstep_proto::recipe::{self, Decode};
+
+use super::colour::Jitter;
+use super::cut;
+use super::error::ImageError;
+use super::normal::Normal;
+use super::render::{Quality, Rendering, Workspace};
+
+/// Evaluation decodes at a smaller scale only what would still be reduced by this factor afterwards: results as from all
+/// pixels, in memory that does not grow with the image.
+const EVALUATION_GAP: f64 = 2.0;
+
+/// What is still to be done to a square of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Left {
+    /// Left and right change places.
+    pub flip: bool,
+    /// To be added to red, green, blue: fractions of full light.
+    pub light: [f32; 3],
+}
+
+/// From bytes to floats, as a recipe says.
+#[derive(Clone, Debug)]
+pub struct Transform {
+    image: recipe::Image,
+    flip: bool,
+    normal: Normal,
+}
+
+impl Transform {
+    /// For a recipe's `[data]`.
+    pub fn new(data: &recipe::Data) -> Self {
+        Self { image: data.image.clone(), flip: data.augment.flip, normal: Normal::new(data) }
+    }
+
+    /// Side of the square, pixels.
+    pub fn side(&self) -> usize {
+        self.image.crop as usize
+    }
+
+    /// Writes an image as side × side × 3 floats. With draws, in this order: the coin of the flip, those of
+    /// [`Jitter::draw`], those of [`cut::random`]; without, the centre.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn apply(
+        &self,
+        bytes: &[u8],
+        draws: Option<&mut Draws>,
+        workspace: &mut Workspace,
+        out: &mut [f32],
+    ) -> Result<(), ImageError> {
+        let mut rgb = std::mem::take(&mut workspace.pixels);
+        let result = self.square(bytes, draws, workspace, &mut rgb);
+        if let Ok(left) = &result {
+            self.normal.write(&rgb, left.light, (self.side(), left.flip), out);
+        }
+        workspace.pixels = rgb;
+        result.map(drop)
+    }
+
+    /// The square as bytes, before it is flipped and normalised, and what is still to be done.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn square(
+        &self,
+        bytes: &[u8],
+        draws: Option<&mut Draws>,
+        workspace: &mut Workspace,
+        rgb: &mut Vec<u8>,
+    ) -> Result<Left, ImageError> {
+        let image = &self.image;
+        let centre = |size| cut::centre(size, image.resize, image.crop);
+        let evaluation = Rendering {
+            side: image.crop,
+            quality: Quality::Scaled(EVALUATION_GAP),
+            cut_first: false,
+            exif: image.exif,
+        };
+        let Some(draws) = draws else {
+            rgb.clear();
+            rgb.extend_from_slice(workspace.render(bytes, evaluation, centre)?);
+            return Ok(Left::default());
+        };
+        let flip = draws.coin() && self.flip;
+        let jitter = Jitter::draw(image, draws);
+        let square = if image.random_crop {
+            let quality = match image.decode {
+                Decode::Scaled => Quality::Scaled(1.0),
+                Decode::Full => Quality::Full,
+            };
+            let how = Rendering { quality, cut_first: true, ..evaluation };
+            workspace.render(bytes, how, |size| cut::random(size, image.scale, image.ratio, draws))?
+        } else {
+            workspace.render(bytes, evaluation, centre)?
+        };
+        rgb.clear();
+        rgb.extend_from_slice(square);
+        if jitter.is_wanted() {
+            jitter.apply(rgb);
+        }
+        Ok(Left { flip, light: jitter.light })
+    }
+}
