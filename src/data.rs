@@ -1,9 +1,11 @@
-//! `lockstep data`: getting data sets.
+//! `lockstep data`: getting data sets, and looking at them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use lockstep_data::verify::{Report, verify};
+use lockstep_proto::exit::ExitCode;
 use lockstep_proto::recipe::DataKind;
 
 use crate::failure::Failure;
@@ -34,6 +36,22 @@ enum Command {
         #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
         json: bool,
     },
+    /// Look at every image of a folder: what is broken, odd, there twice, in one split only.
+    #[command(after_help = "PATH holds train/<class>/ and val/<class>/, as data.path of a recipe with data.kind = \
+\"image-folder\".
+Ends with 65 where a run would not start or would end at an image; what is only odd ends with 0.
+
+Examples:
+  lockstep data verify /data/imagenet
+  lockstep data verify /data/imagenet --json | jq -r '.findings[] | select(.error) | .path'")]
+    Verify {
+        /// The folder.
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        /// Print the result as JSON.
+        #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+        json: bool,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -44,12 +62,18 @@ enum Set {
     Cifar100,
 }
 
-/// Gets a data set.
+/// Gets or verifies a data set.
 ///
 /// # Errors
-/// No network, a wrong checksum, nowhere to write: each with the remedy.
+/// No network, a wrong checksum, nowhere to write, broken images: each with the remedy.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let Command::Fetch { set, dest, json } = &args.command;
+    match &args.command {
+        Command::Fetch { set, dest, json } => fetch(*set, dest, *json),
+        Command::Verify { path, json } => look(path, *json),
+    }
+}
+
+fn fetch(set: Set, dest: &Path, json: bool) -> Result<(), Failure> {
     let kind = match set {
         Set::Cifar10 => DataKind::Cifar10,
         Set::Cifar100 => DataKind::Cifar100,
@@ -66,11 +90,66 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     });
     bar.finish_and_clear();
     let fetched = fetched?;
-    if *json {
+    if json {
         output::json(&serde_json::json!({ "folder": fetched.folder, "was_there": fetched.was_there }));
     } else {
         let how = if fetched.was_there { " (it was there already)" } else { "" };
         output::line(format!("data.path = \"{}\"{how}", fetched.folder.display()));
     }
     Ok(())
+}
+
+fn look(path: &Path, json: bool) -> Result<(), Failure> {
+    let bar = ProgressBar::no_length();
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} images  {per_sec}  {eta}") {
+        bar.set_style(style);
+    }
+    let report = verify(path, &|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if json {
+        output::json(&as_json(&report));
+    } else {
+        report.findings.iter().for_each(|finding| output::line(format!("{}: {finding}", finding.kind.name())));
+        output::line(summary(&report));
+    }
+    match report.num_errors() {
+        0 => Ok(()),
+        errors => {
+            let reason = format!("{}: {errors} of its findings would end a run: repair or remove them", path.display());
+            Err(Failure::new(ExitCode::Data, reason))
+        }
+    }
+}
+
+fn as_json(report: &Report) -> serde_json::Value {
+    let findings = report.findings.iter().map(|finding| {
+        serde_json::json!({
+            "kind": finding.kind.name(), "error": finding.kind.is_error(), "path": finding.path, "what": finding.what,
+        })
+    });
+    serde_json::json!({
+        "classes": report.num_classes,
+        "train": report.num_train,
+        "val": report.num_test,
+        "bytes": report.bytes,
+        "mean": report.mean,
+        "std": report.std,
+        "errors": report.num_errors(),
+        "counts": report.counts(),
+        "findings": findings.collect::<Vec<_>>(),
+    })
+}
+
+fn summary(report: &Report) -> String {
+    let counts: Vec<_> = report.counts().into_iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let found = if counts.is_empty() { "nothing found".to_owned() } else { counts.join(", ") };
+    format!(
+        "{} training and {} test images of {} classes, {} bytes: {found}\n\
+         data.image.mean = {:.4?}, data.image.std = {:.4?}",
+        report.num_train, report.num_test, report.num_classes, report.bytes, report.mean, report.std
+    )
 }

@@ -132,6 +132,30 @@ pub enum BenchCommand {
     Step(BenchStepArgs),
     /// Seconds of an all-reduce between processes on this machine, by size
     Allreduce(BenchAllreduceArgs),
+    /// Images a second of the input pipeline alone: JPEG files to random 224-pixel squares of bytes
+    Loader(BenchLoaderArgs),
+}
+
+/// `bench loader`
+#[derive(Debug, Args)]
+pub struct BenchLoaderArgs {
+    /// A folder with images below it
+    pub folder: PathBuf,
+    /// Side of the square, pixels
+    #[arg(long, env = "LOCKSTEP_CROP", value_name = "PIXELS", default_value_t = 224)]
+    pub crop: u32,
+    /// Decode all pixels of the part, as other tools do, and not only as many as are needed
+    #[arg(long, env = "LOCKSTEP_FULL")]
+    pub full: bool,
+    /// Threads; one gives the figure for a core
+    #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N", default_value_t = 1)]
+    pub threads: usize,
+    /// Length of a measurement
+    #[arg(long, env = "LOCKSTEP_SECONDS", value_name = "SECONDS", default_value_t = 5.0)]
+    pub seconds: f64,
+    /// Measurements, of which the median is printed
+    #[arg(long, env = "LOCKSTEP_REPEATS", value_name = "N", default_value_t = 5)]
+    pub repeats: usize,
 }
 
 /// `bench step`

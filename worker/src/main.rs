@@ -28,6 +28,7 @@ fn main() -> std::process::ExitCode {
         Command::Export(args) => export::run(args),
         Command::Bench(BenchCommand::Step(args)) => bench::step::run(args),
         Command::Bench(BenchCommand::Allreduce(args)) => bench::allreduce::run(args),
+        Command::Bench(BenchCommand::Loader(args)) => bench::loader::run(args),
     });
     match result {
         Ok(()) => ExitCode::Done.into(),

@@ -1,6 +1,7 @@
 //! `bench`: what this machine gives. Each prints JSON lines, one a measurement.
 
 pub mod allreduce;
+pub mod loader;
 pub mod step;
 
 /// The middle of some measurements; NaN for none.
