@@ -1,4 +1,5 @@
 //! A folder of images as a data set.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod common;
 

@@ -9,7 +9,7 @@ fn images(dataset: &InMemory, split: Split) -> Vec<(Vec<f32>, usize)> {
     (0..dataset.samples(split).len())
         .map(|sample| {
             let mut image = vec![0.0; 32 * 32 * 3];
-            dataset.image(split, sample, None, &mut image).unwrap();
+            dataset.image(split, sample, None, &mut image).expect("an image that is in memory");
             (image, dataset.label(split, sample) as usize)
         })
         .collect()

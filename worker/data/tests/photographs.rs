@@ -1,5 +1,6 @@
 //! With `LOCKSTEP_TEST_DATA`: real photographs, against pixels of Pillow (`reference/pillow.py`). Without: boxes against
 //! moments of torchvision's algorithm (`reference/crop_boxes.py`).
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod common;
 

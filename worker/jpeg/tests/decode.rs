@@ -24,7 +24,7 @@ fn picture(width: u32, height: u32, channels: u32) -> Vec<u8> {
 
 fn jpeg(width: u32, height: u32, subsampling: Subsampling, progressive: bool) -> Vec<u8> {
     let encoding = Encoding { quality: 85, subsampling, progressive };
-    encode(Pixels::Rgb, (width, height), &picture(width, height, 3), encoding).unwrap()
+    encode(Pixels::Rgb, (width, height), &picture(width, height, 3), encoding).expect("a picture of ours")
 }
 
 fn whole(bytes: &[u8], scale: Scale) -> Result<(u32, u32, Vec<u8>), JpegError> {

@@ -1,5 +1,5 @@
 //! Folders of images that tests draw.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)] // each test file uses its part; a panic is how a test fails
 
 use std::fs;
 use std::path::{Path, PathBuf};
