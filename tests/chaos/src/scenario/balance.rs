@@ -25,9 +25,11 @@ struct Case {
 pub fn run(lab: &Lab, count: u32) -> Result<Vec<Line>> {
     let what = "2 workers, one throttled to a third: share of the speed that both have alone";
     let mut trials = Trials::new("shows 2", what, "≥ 0.9 with elastic.balance, ≤ 0.55 without, same hash");
-    // Twelve chunks: nine and three are balanced. They are large, so that what a rank does between two meetings of all
-    // (a BatchNorm layer) takes longer than a turn of the throttle: while it is stopped, nobody gets past the next one.
+    // Twelve chunks: nine and three are balanced. They and the layers are large, so that what a rank does between two
+    // meetings of all (a BatchNorm layer) takes many turns of the throttle: while it is stopped, nobody gets past the
+    // next one.
     let recipe = Recipe::endless(&lab.options.sets).with("train.batch", 768).with("train.chunk", 64);
+    let recipe = recipe.with("model.width", 16);
     // Whole batches, and a short window, so that shares soon are what they will be.
     let recipe = recipe.with("data.train_size", 4 * 768).with("train.window", 4);
     let recipe = recipe.with("train.evaluate_every_epochs", 0).with("checkpoint.every_steps", 0).steps(STEPS);
