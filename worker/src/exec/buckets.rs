@@ -17,11 +17,34 @@ use crate::program::{FlatLayout, ParamId, Program};
 
 /// A slice of the flat layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Slice {
-    start: usize,
-    len: usize,
+pub struct Slice {
+    /// First element.
+    pub start: usize,
+    /// Number of elements.
+    pub len: usize,
     /// Matrices in it; empty for the slice of vectors.
-    params: Vec<ParamId>,
+    pub params: Vec<ParamId>,
+}
+
+/// Cuts the matrices into slices of about `target` elements, the first of a quarter so that the first reduction starts
+/// early; vectors are the last slice.
+pub fn slices(program: &Program, layout: &FlatLayout, target: usize) -> Vec<Slice> {
+    let mut slices: Vec<Slice> = Vec::new();
+    let matrices = layout.order.iter().filter(|id| !program.params[id.0].is_vector());
+    let mut open: Option<Slice> = None;
+    for id in matrices {
+        let entry = layout.entries[id.0];
+        let slice = open.get_or_insert_with(|| Slice { start: entry.offset, len: 0, params: Vec::new() });
+        slice.params.push(*id);
+        slice.len = entry.offset + entry.len - slice.start;
+        let wanted = if slices.is_empty() { target / 4 } else { target };
+        if slice.len >= wanted {
+            slices.extend(open.take());
+        }
+    }
+    slices.extend(open.take());
+    slices.push(Slice { start: layout.vectors, len: layout.len - layout.vectors, params: Vec::new() });
+    slices
 }
 
 /// The numbers of one bucket: a partial sum for each maximal node of this rank, and the sum over all ranks.
@@ -39,27 +62,13 @@ pub struct Buckets<A> {
 }
 
 impl<A: Number> Buckets<A> {
-    /// Cuts the matrices into slices of about `bytes`, the first of a quarter so that the first reduction starts early;
-    /// vectors are the last bucket.
+    /// [`slices`] of about `bytes`.
     pub fn new(program: &Program, layout: &FlatLayout, bytes: u64) -> Self {
-        let target = (bytes as usize / size_of::<A>()).max(1);
-        let mut slices: Vec<Slice> = Vec::new();
+        let slices = slices(program, layout, (bytes as usize / size_of::<A>()).max(1));
         let mut bucket_of = vec![0; program.params.len()];
-        let matrices = layout.order.iter().filter(|id| !program.params[id.0].is_vector());
-        let mut open: Option<Slice> = None;
-        for id in matrices {
-            let entry = layout.entries[id.0];
-            let slice = open.get_or_insert_with(|| Slice { start: entry.offset, len: 0, params: Vec::new() });
-            slice.params.push(*id);
-            slice.len = entry.offset + entry.len - slice.start;
-            bucket_of[id.0] = slices.len();
-            let wanted = if slices.is_empty() { target / 4 } else { target };
-            if slice.len >= wanted {
-                slices.extend(open.take());
-            }
+        for (index, slice) in slices.iter().enumerate() {
+            slice.params.iter().for_each(|id| bucket_of[id.0] = index);
         }
-        slices.extend(open.take());
-        slices.push(Slice { start: layout.vectors, len: layout.len - layout.vectors, params: Vec::new() });
         let buckets = slices.iter().map(|_| Some(Bucket { partials: Vec::new(), sum: Vec::new() })).collect();
         Self { waiting: vec![0; slices.len()], slices, buckets, bucket_of }
     }
@@ -104,7 +113,7 @@ impl<A: Number> Buckets<A> {
         let index = self.bucket_of[param.0];
         let entry = layout.entries[param.0];
         let at = entry.offset - self.slices[index].start;
-        let gradients: Vec<Tensor> = chunks.iter_mut().filter_map(|c| c.matrices[param.0].take()).collect();
+        let gradients: Vec<Tensor> = chunks.iter_mut().filter_map(|c| c.tape.matrices[param.0].take()).collect();
         let mut left = gradients.iter();
         if let Some(bucket) = &mut self.buckets[index] {
             for (node, partial) in tree.tree.maximal(tree.chunks.clone()).into_iter().zip(&mut bucket.partials) {

@@ -11,7 +11,8 @@ pub struct TorchError {
 }
 
 impl TorchError {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    /// What one of ours says in libtorch's place.
+    pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into() }
     }
 

@@ -324,6 +324,10 @@ int ls_tree_sum(Tensor *const *src, int64_t leaves, void *dst, int64_t count) {
 }
 
 // Raw memory of a dense tensor, in and out.
+int ls_copy_later(const Tensor *to, const Tensor *from) {
+  return guarded([&] { to->copy_(*from, true); });
+}
+
 int ls_read(const Tensor *t, void *dst, int64_t bytes) {
   return guarded([&] {
     TORCH_CHECK(t->is_non_overlapping_and_dense() && int64_t(t->nbytes()) == bytes, "read: tensor has holes or another size");

@@ -6,12 +6,14 @@
 //! norm      stats ─► apply                                 forward: message out, coefficients in
 //!           gate  ─► gradient                              backward, likewise
 //! joins     join · rectify · subsample · pool              and their gradients
+//! composed  the same passes of ATen's operations         any device, nothing waits
 //! memory    tree_sum · squares · read · write              tensors to plain slices and back
 //! ```
-//! All functions work in the calling thread on CPU tensors with channels-last memory; shapes, types and layouts are
+//! All others work in the calling thread on CPU tensors with channels-last memory; shapes, types and layouts are
 //! checked on the C++ side and come back as [`TorchError`]. May never: keep a tensor, start a thread, know a rank.
 
 mod activation;
+pub mod composed;
 mod error;
 mod memory;
 mod norm;
@@ -20,7 +22,7 @@ mod process;
 
 pub use activation::{Activation, rectify, rectify_backward};
 pub use error::TorchError;
-pub use memory::{Element, read, read_bytes, squares, tree_sum, write, write_bytes};
+pub use memory::{Element, copy_later, read, read_bytes, squares, tree_sum, write, write_bytes};
 pub use norm::{Real, apply, gate, gradient, stats};
 pub use ops::{ConvGradients, conv, conv_backward, join, pool, pool_backward, subsample, subsample_backward};
 pub use process::{capability, keep_memory, limit_isa, num_threads, set_threads};
@@ -92,6 +94,7 @@ mod sys {
         pub fn ls_pool(x: *const C_tensor, y: *const C_tensor) -> c_int;
         pub fn ls_pool_backward(g: *const C_tensor, dx: *const C_tensor) -> c_int;
         pub fn ls_tree_sum(src: *const *const C_tensor, leaves: i64, dst: *mut c_void, count: i64) -> c_int;
+        pub fn ls_copy_later(to: *const C_tensor, from: *const C_tensor) -> c_int;
         pub fn ls_read(t: *const C_tensor, dst: *mut c_void, bytes: i64) -> c_int;
         pub fn ls_write(t: *const C_tensor, src: *const c_void, bytes: i64) -> c_int;
     }

@@ -55,6 +55,16 @@ pub fn write<T: Element>(tensor: &mut Tensor, values: &[T]) -> Result<(), TorchE
     TorchError::check(unsafe { sys::ls_write(tensor.as_ptr(), values.as_ptr().cast(), bytes) })
 }
 
+/// Copies `from` into `to`, of the same shape, without waiting where one of them is on a device and the other in pinned
+/// memory of the host: behind what the current stream has been given, and before what it will be given.
+///
+/// # Errors
+/// Another shape.
+pub fn copy_later(to: &mut Tensor, from: &Tensor) -> Result<(), TorchError> {
+    // SAFETY: both tensors are alive for the call; pinned memory is kept by libtorch until the copy has happened.
+    TorchError::check(unsafe { sys::ls_copy_later(to.as_ptr(), from.as_ptr()) })
+}
+
 /// The memory of a dense tensor of any kind as bytes.
 ///
 /// # Errors
