@@ -114,3 +114,9 @@ fn local_statistics_depend_on_the_world_so_the_tests_of_worlds_can_tell() {
     assert!(parameters > 1e-3, "parameters and statistics differ by {parameters} at most");
     eprintln!("local batch norm: losses differ by up to {largest:.4}, parameters and statistics by {parameters:.4}");
 }
+
+/// The course that a replica takes on a device: steps enqueued, outcomes known late, everything behind a gate.
+#[test]
+fn the_course_of_a_device_does_not_depend_on_the_number_of_workers() {
+    all_the_same(&[(1, 1, "host"), (1, 2, "host"), (3, 1, "host")], "fp32", "global");
+}

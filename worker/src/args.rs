@@ -64,7 +64,8 @@ pub struct WorkerArgs {
     /// Where the coordinator listens
     #[arg(long, env = "LOCKSTEP_COORDINATOR", value_name = "URL")]
     pub coordinator: String,
-    /// One replica for each entry: `cpu`, or `cpu,cpu` for two in this process
+    /// One replica for each entry: `cpu`, or `cpu,cpu` for two in this process; `host` takes the course of a GPU on CPU
+    /// tensors, for tests
     #[arg(long, env = "LOCKSTEP_DEVICES", value_name = "LIST", default_value = "cpu", value_delimiter = ',')]
     pub devices: Vec<String>,
     /// Host or address under which other workers reach this one [default: the address that reaches the coordinator]
@@ -267,7 +268,7 @@ pub fn cores() -> usize {
 fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
     let mut devices = Vec::new();
     for name in names.iter().map(|name| name.trim()) {
-        if name == "cpu" {
+        if name == "cpu" || name == "host" {
             devices.push(name.to_owned());
         } else if name == "all" || name == "cuda" || name.starts_with("cuda:") {
             let reason = if gpu::num_visible() > 0 {
@@ -281,6 +282,9 @@ fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
             let reason = format!("--devices: {name:?} is no device; expected cpu, or a list such as cpu,cpu");
             return Err(Exit::new(ExitCode::Usage, reason));
         }
+    }
+    if devices.iter().any(|name| *name != devices[0]) {
+        return Err(Exit::new(ExitCode::Usage, "--devices: the replicas of a process are of one kind"));
     }
     Ok(devices)
 }

@@ -133,6 +133,28 @@ pub trait Compute {
     /// A failed collective leaves the state as it was.
     fn step(&mut self, generation: Generation, plan: &StepPlan) -> Result<StepOutcome, ComputeError>;
 
+    /// Begins a step. What is known by now, of this step or of steps before it, in order; with the rest
+    /// [`settle`](Self::settle) comes out.
+    ///
+    /// # Errors
+    /// As for a step; it may be one of a step before.
+    fn advance(&mut self, generation: Generation, plan: &StepPlan) -> Result<Vec<(Step, StepOutcome)>, ComputeError> {
+        self.step(generation, plan).map(|outcome| vec![(plan.step, outcome)])
+    }
+
+    /// Waits for everything that was begun.
+    ///
+    /// # Errors
+    /// As for a step.
+    fn settle(&mut self) -> Result<Vec<(Step, StepOutcome)>, ComputeError> {
+        Ok(Vec::new())
+    }
+
+    /// The last step that was begun.
+    fn reached(&self) -> Option<Step> {
+        self.id().map(|id| id.step)
+    }
+
     /// Evaluates the state, which is that after `step`, on the whole test set.
     ///
     /// # Errors

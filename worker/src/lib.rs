@@ -13,6 +13,7 @@
 //!   step      the step loop                          program  operations, flat layout, segments
 //!   evaluate  the whole test set                     exec     chunks, norm layers, buckets
 //!   state     parameters, buffers, statistics        optim    the update
+//! device    the same on an accelerator: everything is enqueued, and gated
 //! ```
 //! May never: decide membership, the order of samples or the schedule; let a failed collective reach the weights.
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod compute;
 pub mod connect;
+pub mod device;
 pub mod door;
 pub mod evaluate_cmd;
 pub mod exit;

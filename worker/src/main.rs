@@ -8,7 +8,7 @@ use lockstep_proto::exit::ExitCode;
 use lockstep_worker::args::{Arguments, BenchCommand, Command, WorkerArgs};
 use lockstep_worker::exit::Exit;
 use lockstep_worker::session::{self, Session};
-use lockstep_worker::workshop::CpuWorkshop;
+use lockstep_worker::workshop::Replicas;
 use lockstep_worker::{bench, evaluate_cmd, export, panic};
 use tracing_subscriber::EnvFilter;
 
@@ -55,7 +55,7 @@ fn trace(filter: &str) -> Result<(), Exit> {
 /// Joins a run; lives until it is over.
 fn work(args: &WorkerArgs) -> Result<(), Exit> {
     let config = args.validate()?;
-    let workshop = CpuWorkshop { threads: args.threads() };
+    let workshop = Replicas::new(&config.devices, args.threads());
     let internal = |error: std::io::Error| Exit::new(ExitCode::Software, format!("cannot start: {error}"));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(internal)?;

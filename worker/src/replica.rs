@@ -24,7 +24,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::abort::AbortSlot;
 use crate::checkpoint::{Place, Saver, Snapshot};
-use crate::compute::{Compute, ComputeError};
+use crate::compute::{Compute, ComputeError, StepOutcome};
 use crate::door::Door;
 use crate::exit::Exit;
 use crate::gate::Gate;
@@ -244,6 +244,7 @@ impl Replica {
             Command::Open(opening) => self.open(opening),
             Command::Item { number, item } => self.item(number, item),
             Command::Halt { ticket } => {
+                self.finish()?;
                 self.leave();
                 self.say(Event::Halted { replica: self.index, ticket, state: self.compute.id() });
                 Ok(())
@@ -305,6 +306,12 @@ impl Replica {
             self.leave();
             return Ok(());
         }
+        if !matches!(item, PlanItem::Step(_)) {
+            self.finish()?;
+            if self.world.is_none() {
+                return Ok(());
+            }
+        }
         match item {
             PlanItem::Step(plan) => self.step(&opening.open, rank, &plan),
             PlanItem::Evaluate { epoch, step } => self.evaluate(&opening.open, rank, epoch, step),
@@ -315,23 +322,45 @@ impl Replica {
 
     fn step(&mut self, open: &Open, rank: Rank, plan: &StepPlan) -> Result<(), ComputeError> {
         self.expect(Step(plan.step.0.saturating_sub(1)), "a step after")?;
-        let result = self.compute.step(open.generation, plan);
-        let Some(outcome) = self.settle(result, plan.step)? else { return Ok(()) };
-        // After a rollback the base is of an older history; what is computed from it belongs to this one.
-        self.compute.set_id(Some(StateId { lineage: open.lineage, generation: open.generation, step: plan.step }));
+        let result = self.compute.advance(open.generation, plan);
+        let Some(known) = self.settle(result, plan.step)? else { return Ok(()) };
         if let Some(world) = &mut self.world {
             world.lr = Some(plan.lr);
         }
-        self.say(Event::Message(FromWorker::Reported(StepReport {
-            generation: open.generation,
-            rank,
-            step: plan.step,
-            loss: outcome.loss,
-            wrong: outcome.wrong,
-            samples: outcome.samples,
-            digest: outcome.digest,
-            times: outcome.times,
-        })));
+        self.report(open, rank, known);
+        Ok(())
+    }
+
+    /// Says what steps gave. What is not known to have happened is not said.
+    fn report(&mut self, open: &Open, rank: Rank, known: Vec<(Step, StepOutcome)>) {
+        for (step, outcome) in known {
+            // After a rollback the base is of an older history; what is computed from it belongs to this one.
+            self.compute.set_id(Some(StateId { lineage: open.lineage, generation: open.generation, step }));
+            self.say(Event::Message(FromWorker::Reported(StepReport {
+                generation: open.generation,
+                rank,
+                step,
+                loss: outcome.loss,
+                wrong: outcome.wrong,
+                samples: outcome.samples,
+                digest: outcome.digest,
+                times: outcome.times,
+            })));
+        }
+    }
+
+    /// Waits for all steps under way, and reports them.
+    fn finish(&mut self) -> Result<(), ComputeError> {
+        let Some(World { opening, rank, .. }) = &self.world else { return Ok(()) };
+        let (opening, rank) = (Arc::clone(opening), *rank);
+        if self.abort.is_closed(opening.open.generation) {
+            return Ok(());
+        }
+        let reached = self.compute.reached().unwrap_or(opening.open.base.step);
+        let result = self.compute.settle();
+        if let Some(known) = self.settle(result, reached)? {
+            self.report(&opening.open, rank, known);
+        }
         Ok(())
     }
 
@@ -411,7 +440,7 @@ impl Replica {
     /// The state in hand, if it is that after `step`.
     fn expect(&self, step: Step, what: &str) -> Result<StateId, ComputeError> {
         match self.compute.id() {
-            Some(id) if id.step == step => Ok(id),
+            Some(id) if self.compute.reached() == Some(step) => Ok(id),
             id => {
                 let holds = id.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
                 let reason = format!("the plan asks for {what} step {step}, but this replica holds {holds}");

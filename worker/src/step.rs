@@ -38,6 +38,9 @@ pub enum StepError {
     /// A sample cannot be delivered.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The device cannot be used any more by this process.
+    #[error("{0}")]
+    Lost(String),
     /// The loss is NaN or infinite.
     #[error(
         "the loss of step {step} is {loss} (positions {positions} of epoch {epoch}): lower the learning rate or \

@@ -100,28 +100,48 @@ impl<A: Number> Trainer<A> {
     }
 }
 
-fn torch(error: TorchError) -> ComputeError {
+pub(crate) fn torch(error: TorchError) -> ComputeError {
     ComputeError::fatal(ExitCode::Software, error.to_string())
 }
 
-fn step_error(error: StepError) -> ComputeError {
+pub(crate) fn step_error(error: StepError) -> ComputeError {
     match error {
         StepError::Collective(error) => ComputeError::Collective(error),
         StepError::Data(error) => ComputeError::fatal(error.exit_code(), error.to_string()),
+        StepError::Lost(what) => ComputeError::fatal(ExitCode::Config, what),
         error @ (StepError::Torch(_) | StepError::NotFinite { .. }) => {
             ComputeError::fatal(ExitCode::Software, error.to_string())
         }
     }
 }
 
-fn state_error(error: StateError) -> ComputeError {
+pub(crate) fn state_error(error: StateError) -> ComputeError {
     ComputeError::fatal(ExitCode::Data, error.to_string())
 }
 
 /// Reading this replica's own dense tensors.
-fn sure<T>(result: Result<T, TorchError>) -> T {
+pub(crate) fn sure<T>(result: Result<T, TorchError>) -> T {
     // invariant: State makes its tensors dense and of the layout's size, which is all that reading asks
     result.expect("reading the replica's own state")
+}
+
+/// Step 0 as the recipe wants it: see [`Compute::begin`].
+///
+/// # Errors
+/// Weights that are missing or of another model.
+pub(crate) fn begin(compute: &mut dyn Compute, recipe: &Recipe) -> Result<(), ComputeError> {
+    compute.initialise();
+    let path = &recipe.model.weights;
+    if path.is_empty() {
+        return Ok(());
+    }
+    let (mut model, optimizer) = compute.tensors();
+    let kept = weights::put_into(&mut model, Path::new(path))
+        .map_err(|error| ComputeError::fatal(error.exit_code(), error.to_string()))?;
+    if !kept.is_empty() {
+        tracing::info!("{path}: {} of other classes: they keep their own start", kept.join(", "));
+    }
+    compute.load(&model, &optimizer)
 }
 
 impl<A: Number> Compute for Trainer<A> {
@@ -153,18 +173,8 @@ impl<A: Number> Compute for Trainer<A> {
     }
 
     fn begin(&mut self) -> Result<(), ComputeError> {
-        self.initialise();
-        let path = &self.recipe.model.weights;
-        if path.is_empty() {
-            return Ok(());
-        }
-        let (mut model, optimizer) = self.tensors();
-        let kept = weights::put_into(&mut model, Path::new(path))
-            .map_err(|error| ComputeError::fatal(error.exit_code(), error.to_string()))?;
-        if !kept.is_empty() {
-            tracing::info!("{path}: {} of other classes: they keep their own start", kept.join(", "));
-        }
-        self.load(&model, &optimizer)
+        let recipe = self.recipe.clone();
+        begin(self, &recipe)
     }
 
     fn join(&mut self, collective: Arc<dyn Collective>) {

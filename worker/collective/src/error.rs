@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep_proto::ids::{Generation, Rank};
+use lockstep_proto::ids::{Generation, Rank, Step};
 
 /// An operation as people read it: `gradient bucket 3 of step 17 (norm lane, number 204)`.
 pub type Operation = String;
@@ -57,6 +57,14 @@ pub enum CollectiveError {
     /// [`Collective::abort`](crate::Collective::abort) was called.
     #[error("the collective was aborted by this process")]
     Aborted,
+    /// The votes of a step do not add up: some rank was aborted in the middle of it, and its part is junk.
+    #[error("the votes of step {step} do not add up ({sums}): a rank was aborted meanwhile; nothing was changed")]
+    Outvoted {
+        /// Which step.
+        step: Step,
+        /// What came, and what sound ranks give.
+        sums: String,
+    },
     /// Arguments that no rank could accept.
     #[error("{operation}: {what}")]
     Misuse {
@@ -98,7 +106,7 @@ impl CollectiveError {
             | Self::Mismatch { rank, .. }
             | Self::Garbled { rank, .. }
             | Self::NeverCame { rank, .. } => Some(*rank),
-            Self::Aborted | Self::Misuse { .. } | Self::Listen { .. } => None,
+            Self::Aborted | Self::Outvoted { .. } | Self::Misuse { .. } | Self::Listen { .. } => None,
         }
     }
 }

@@ -16,19 +16,41 @@ impl Optimizer {
         self.descend(state, gradient, pace)
     }
 
+    /// The same with a rate that only the device knows (1 number), so that nothing waits for it.
+    pub(crate) fn sgd_at(
+        &self,
+        state: &mut State,
+        gradient: &mut Tensor,
+        (step, rate): (Step, &Tensor),
+    ) -> Result<(), TorchError> {
+        self.penalise(state, gradient)?;
+        let rate = rate.f_to_kind(gradient.kind())?;
+        self.descend_by(state, gradient, step, |update| Ok(update.f_mul(&rate)?))
+    }
+
     /// The rule without weight decay.
     pub(super) fn descend(&self, state: &mut State, gradient: &Tensor, pace: Pace) -> Result<(), TorchError> {
+        self.descend_by(state, gradient, pace.step, |update| Ok(update.f_mul_scalar(pace.lr)?))
+    }
+
+    fn descend_by(
+        &self,
+        state: &mut State,
+        gradient: &Tensor,
+        step: Step,
+        scaled: impl Fn(&Tensor) -> Result<Tensor, TorchError>,
+    ) -> Result<(), TorchError> {
         let Optim { momentum, nesterov, dampening, .. } = self.optim;
         let Some(buffer) = state.buffers.first_mut().map(|buffer| &mut buffer.values).filter(|_| momentum != 0.0)
         else {
-            let _ = state.master.f_sub_(&gradient.f_mul_scalar(pace.lr)?)?;
+            let _ = state.master.f_sub_(&scaled(gradient)?)?;
             return Ok(());
         };
-        let dampening = if pace.step == Step(1) { 0.0 } else { dampening };
+        let dampening = if step == Step(1) { 0.0 } else { dampening };
         let _ = buffer.f_mul_scalar_(momentum)?;
         let _ = buffer.f_add_(&gradient.f_mul_scalar(1.0 - dampening)?)?;
         let update = if nesterov { gradient.f_add(&buffer.f_mul_scalar(momentum)?)? } else { buffer.shallow_clone() };
-        let _ = state.master.f_sub_(&update.f_mul_scalar(pace.lr)?)?;
+        let _ = state.master.f_sub_(&scaled(&update)?)?;
         Ok(())
     }
 }

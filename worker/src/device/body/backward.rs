@@ -1,0 +1,165 @@
+//! Backward: every tape back through every segment; a bucket goes on its way when its last gradient is finished.
+
+use lockstep_collective::{Lane, Op as Operation};
+use lockstep_torch::{TorchError, composed};
+use tch::Tensor;
+
+use super::{Body, Frame, Layer, copied};
+use crate::device::gpu::{Gpu, GpuError, Place, Stream, Work};
+use crate::program::{Op, ParamId, Segment};
+use crate::state::view_of;
+
+impl Body {
+    /// Back through every segment; a bucket whose last gradient is finished goes on its way.
+    pub(super) fn backward(&mut self, gpu: &mut dyn Gpu, frame: &Frame, layers: &[Layer]) -> Result<(), GpuError> {
+        let mut bucket = 0;
+        let mut missing: Vec<usize> = self.slices.iter().map(|slice| slice.params.len()).collect();
+        let mut met: Option<(usize, Tensor)> = None;
+        let mut met_each: Vec<Tensor> = Vec::new();
+        for s in (0..self.segments.len()).rev() {
+            let segment = self.segments[s].clone();
+            let entered = segment.enters.and_then(|op| self.program.norm_at(op).map(|norm| (op, norm)));
+            let mut messages = Vec::new();
+            let written = self.written(&segment);
+            let work = Work {
+                name: "backward",
+                reads: &[Place::Weights, Place::Rounded, Place::Message, Place::Activations],
+                writes: &written,
+            };
+            gpu.run(Stream::Compute, work, &mut || {
+                messages.clear();
+                for i in 0..self.tapes.len() {
+                    if let Some(op) = segment.meets {
+                        let sums = met.as_ref().map(|(_, sums)| sums).or(met_each.get(i));
+                        self.norm_gradient(i, op, layers, sums)?;
+                    }
+                    for op in self.program.ops[segment.ops.clone()].to_vec().iter().rev() {
+                        self.tapes[i].undo(op)?;
+                        self.collect(i, op)?;
+                    }
+                    if let Some((op, norm)) = entered {
+                        messages.push(self.gate(i, op, &layers[norm.0])?);
+                    }
+                }
+                Ok(())
+            })?;
+            for op in self.program.ops[segment.ops.clone()].to_vec().iter().rev() {
+                let (Op::Conv { w, .. } | Op::Linear { w, .. }) = op else { continue };
+                let Some(at) = self.bucket_of(*w) else { continue };
+                missing[at] -= 1;
+                while bucket < missing.len() - 1 && missing[bucket] == 0 {
+                    self.send(gpu, frame, bucket)?;
+                    bucket += 1;
+                }
+            }
+            if let Some((_, norm)) = entered {
+                (met, met_each) = if self.is_global() {
+                    (Some((norm.0, self.sum(gpu, frame, ("gradient sums of norm layer", norm.0), messages)?)), vec![])
+                } else {
+                    (None, messages)
+                };
+            }
+        }
+        // Vectors are finished last.
+        self.send(gpu, frame, missing.len() - 1)
+    }
+
+    /// What backward through a segment writes: which buckets, among others.
+    pub(super) fn written(&self, segment: &Segment) -> Vec<Place> {
+        let vectors = self.slices.len() - 1;
+        let mut places = vec![Place::Activations, Place::Message, Place::Gradient(vectors as u32)];
+        for op in &self.program.ops[segment.ops.clone()] {
+            let (Op::Conv { w, .. } | Op::Linear { w, .. }) = op else { continue };
+            places.extend(self.bucket_of(*w).map(|bucket| Place::Gradient(bucket as u32)));
+        }
+        places
+    }
+
+    pub(super) fn bucket_of(&self, matrix: ParamId) -> Option<usize> {
+        self.slices.iter().position(|slice| slice.params.contains(&matrix))
+    }
+
+    pub(super) fn norm_gradient(
+        &mut self,
+        tape: usize,
+        op: usize,
+        layers: &[Layer],
+        sums: Option<&Tensor>,
+    ) -> Result<(), TorchError> {
+        let (Op::Norm { x, y, add, norm, .. }, Some(sums)) = (self.program.ops[op].clone(), sums) else {
+            return Ok(());
+        };
+        let layer = &layers[norm.0];
+        let coefficients =
+            layer[tape.min(layer.len() - 1)].backward(&self.vector(self.program.norms[norm.0].gamma)?, sums)?;
+        let tape = &mut self.tapes[tape];
+        let gated = tape.take(y)?.remove(0);
+        let dx = composed::gradient(&gated.tensor, tape.value(x)?, &coefficients)?;
+        if let Some(add) = add {
+            tape.give(add, gated.tensor, false)?;
+        }
+        tape.give(x, dx, true)
+    }
+
+    /// The gated gradient of the norm at `op`, the gradients of γ and β, and the message.
+    pub(super) fn gate(&mut self, tape: usize, op: usize, layer: &Layer) -> Result<Tensor, TorchError> {
+        let Op::Norm { x, y, act, norm, .. } = self.program.ops[op].clone() else { return self.numbers(0) };
+        let of = self.program.norms[norm.0].clone();
+        let mut message = self.numbers(2 * of.channels)?;
+        let statistics = &layer[tape.min(layer.len() - 1)];
+        let mut list = self.tapes[tape].take(y)?;
+        let (first, second) = (list.remove(0), list.pop());
+        let gated = composed::gate(
+            (&first.tensor, second.as_ref().map(|g| &g.tensor)),
+            (self.tapes[tape].value(y)?, act),
+            (self.tapes[tape].value(x)?, &statistics.rounded),
+            &mut message,
+        )?;
+        self.tapes[tape].give(y, gated, true)?;
+        let [d_gamma, d_beta] = statistics.parameter_gradients(&message)?;
+        self.put_gradient(tape, of.gamma, &d_gamma)?;
+        self.put_gradient(tape, of.beta, &d_beta)?;
+        Ok(message)
+    }
+
+    /// Copies what an operation's gradient finished into the flat one.
+    pub(super) fn collect(&mut self, tape: usize, op: &Op) -> Result<(), TorchError> {
+        let (w, b) = match op {
+            Op::Conv { w, b, .. } => (*w, *b),
+            Op::Linear { w, b, .. } => (*w, Some(*b)),
+            _ => return Ok(()),
+        };
+        if let Some(gradient) = self.tapes[tape].matrices[w.0].take() {
+            self.put_gradient(tape, w, &gradient)?;
+        }
+        if let Some((b, gradient)) = b.and_then(|b| Some((b, self.tapes[tape].biases[b.0].take()?))) {
+            self.put_gradient(tape, b, &gradient)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_gradient(&self, tape: usize, id: ParamId, gradient: &Tensor) -> Result<(), TorchError> {
+        let mut view = view_of(&self.leaves[tape], &self.program, &self.layout, id)?;
+        Ok(view.f_copy_(gradient)?)
+    }
+
+    /// A bucket on its way, behind everything that compute has done so far.
+    pub(super) fn send(&mut self, gpu: &mut dyn Gpu, frame: &Frame, bucket: usize) -> Result<(), GpuError> {
+        let (start, len) = (self.slices[bucket].start as i64, self.slices[bucket].len as i64);
+        let place = Place::Gradient(bucket as u32);
+        let ready = gpu.record(Stream::Compute)?;
+        gpu.wait(Stream::Buckets, ready)?;
+        let op = Operation { lane: Lane::Buckets, step: frame.step, name: "gradient bucket", index: bucket as u32 };
+        let mut sum = self.gradient.f_narrow(0, start, len).map_err(TorchError::from)?;
+        if !self.is_ordered() {
+            if self.tapes.is_empty() {
+                return Err(TorchError::new("a rank without a tape").into());
+            }
+            return gpu.all_reduce(Stream::Buckets, &op, place, &sum);
+        }
+        let leaf = |leaf: &Tensor| copied(&leaf.f_narrow(0, start, len)?);
+        let leaves = self.leaves.iter().map(leaf).collect::<Result<_, TorchError>>()?;
+        let partials = self.fold(frame, leaves)?;
+        gpu.reduce_in_order(Stream::Buckets, &op, (&frame.shard.layout, &partials), (place, &mut sum))
+    }
+}

@@ -1,0 +1,172 @@
+//! Forward to the loss: every tape through every segment; between two segments the statistics of a norm meet.
+
+use lockstep_collective::{Lane, Op as Operation};
+use lockstep_torch::{TorchError, composed};
+use tch::{Kind, Tensor};
+
+use super::loss::cross_entropy;
+use super::{Body, Frame, LOSS, Layer};
+use crate::device::gpu::{Gpu, GpuError, Place, Stream, Work};
+use crate::program::{Op, ParamId, Slot};
+use crate::state::view_of;
+
+impl Body {
+    pub(super) fn forward(&mut self, gpu: &mut dyn Gpu, frame: &Frame) -> Result<Vec<Layer>, GpuError> {
+        let mut layers: Vec<Layer> = Vec::new();
+        for s in 0..self.segments.len() {
+            let segment = self.segments[s].clone();
+            let entered = segment.enters.map(|op| (op, layers.len() - 1));
+            let mut messages = Vec::new();
+            let work = Work {
+                name: "forward",
+                reads: &[Place::Batch, Place::Weights, Place::Rounded, Place::Message],
+                writes: &[Place::Activations, Place::Message],
+            };
+            gpu.run(Stream::Compute, work, &mut || {
+                messages.clear();
+                if s == 0 {
+                    self.begin()?;
+                }
+                for i in 0..self.tapes.len() {
+                    if let Some((op, layer)) = entered {
+                        self.apply(i, op, &layers[layer])?;
+                    }
+                    for op in &self.program.ops[segment.ops.clone()] {
+                        self.tapes[i].run(op)?;
+                    }
+                    if let Some(Op::Norm { x, norm, .. }) = segment.meets.map(|op| &self.program.ops[op]) {
+                        let mut message = self.numbers(2 * self.program.norms[norm.0].channels)?;
+                        composed::stats(self.tapes[i].value(*x)?, &mut message)?;
+                        messages.push(message);
+                    }
+                }
+                Ok(())
+            })?;
+            if let Some(op) = segment.meets {
+                layers.push(self.meet(gpu, frame, op, messages)?);
+            }
+        }
+        Ok(layers)
+    }
+
+    /// Statistics of the norm at `op`: over all ranks, or of each tape.
+    pub(super) fn meet(
+        &mut self,
+        gpu: &mut dyn Gpu,
+        frame: &Frame,
+        op: usize,
+        messages: Vec<Tensor>,
+    ) -> Result<Layer, GpuError> {
+        let Op::Norm { x, norm, .. } = self.program.ops[op] else { return Ok(Vec::new()) };
+        let (pixels, eps) = (self.pixels(frame, x), self.recipe.model.bn_eps);
+        let master = self.state.master.kind();
+        if !self.is_global() {
+            let of =
+                |message: &Tensor, len: u64| composed::Statistics::from_sums(message, len as f64 * pixels, eps, master);
+            let lens = self.lens(frame);
+            return Ok(messages.iter().zip(lens).map(|(m, len)| of(m, len)).collect::<Result<_, TorchError>>()?);
+        }
+        let sums = self.sum(gpu, frame, ("statistics of norm layer", norm.0), messages)?;
+        let count = frame.batch as f64 * pixels;
+        let mut layer = Vec::new();
+        let work = Work { name: "statistics", reads: &[Place::Message], writes: &[Place::Message] };
+        gpu.run(Stream::Compute, work, &mut || {
+            layer = vec![composed::Statistics::from_sums(&sums, count, eps, master)?];
+            Ok(())
+        })?;
+        Ok(layer)
+    }
+
+    /// Samples of each tape.
+    pub(super) fn lens(&self, frame: &Frame) -> Vec<u64> {
+        if self.is_ordered() {
+            return frame.shard.chunks.iter().map(|range| range.len).collect();
+        }
+        vec![frame.shard.chunks.iter().map(|range| range.len).sum()]
+    }
+
+    /// Sums a message over tapes and ranks, on the compute stream: backward and forward wait for it.
+    pub(super) fn sum(
+        &self,
+        gpu: &mut dyn Gpu,
+        frame: &Frame,
+        (name, index): (&'static str, usize),
+        messages: Vec<Tensor>,
+    ) -> Result<Tensor, GpuError> {
+        let op = Operation { lane: Lane::Norm, step: frame.step, name, index: index as u32 };
+        if !self.is_ordered() {
+            let message = messages.into_iter().next();
+            let message = message.map_or_else(|| self.numbers(0), Ok)?;
+            gpu.all_reduce(Stream::Compute, &op, Place::Message, &message)?;
+            return Ok(message);
+        }
+        let len = self.program.norms.get(index).map_or(0, |norm| 2 * norm.channels);
+        let mut out = self.numbers(if name == LOSS { 2 } else { len })?;
+        let partials = self.fold(frame, messages)?;
+        let (layout, place) = (&*frame.shard.layout, Place::Message);
+        gpu.reduce_in_order(Stream::Compute, &op, (layout, &partials), (place, &mut out))?;
+        Ok(out)
+    }
+
+    /// Adds what chunks have into what the maximal subtrees of this rank have.
+    pub(super) fn fold(&self, frame: &Frame, leaves: Vec<Tensor>) -> Result<Vec<Tensor>, TorchError> {
+        let mut failed = None;
+        let add = |left: &mut Tensor, right: Tensor| {
+            if let Err(error) = left.f_add_(&right) {
+                failed.get_or_insert(error);
+            }
+        };
+        let local = &frame.shard.local;
+        let sums = local.tree.fold_chunks(local.chunks.clone(), leaves, add);
+        failed.map_or(Ok(()), Err)?;
+        Ok(sums.into_iter().map(|(_, sum)| sum).collect())
+    }
+
+    pub(super) fn numbers(&self, len: usize) -> Result<Tensor, TorchError> {
+        Ok(Tensor::f_zeros([len as i64], (Kind::Double, self.control.device()))?)
+    }
+
+    pub(super) fn pixels(&self, frame: &Frame, x: Slot) -> f64 {
+        let stride = self.program.stride_of(x) as usize;
+        (frame.image.0.div_ceil(stride) * frame.image.1.div_ceil(stride)) as f64
+    }
+
+    pub(super) fn vector(&self, id: ParamId) -> Result<Tensor, TorchError> {
+        view_of(&self.state.master, &self.program, &self.layout, id)
+    }
+
+    pub(super) fn apply(&mut self, tape: usize, op: usize, layer: &Layer) -> Result<(), TorchError> {
+        let Op::Norm { x, y, add, act, norm } = self.program.ops[op].clone() else { return Ok(()) };
+        let statistics = &layer[tape.min(layer.len() - 1)];
+        let of = &self.program.norms[norm.0];
+        let coefficients = statistics.forward(&self.vector(of.gamma)?, &self.vector(of.beta)?)?;
+        let tape = &mut self.tapes[tape];
+        let add = add.map(|slot| tape.value(slot)).transpose()?;
+        let out = composed::apply(tape.value(x)?, add, act, &coefficients)?;
+        tape.put(y, out);
+        Ok(())
+    }
+
+    /// Loss and count over all ranks, and the gradient of the logits.
+    pub(super) fn loss(&mut self, gpu: &mut dyn Gpu, frame: &Frame) -> Result<(), GpuError> {
+        let (batch, logits) = (frame.batch as f64, self.program.logits);
+        let mut sums = Vec::new();
+        let work = Work {
+            name: "loss",
+            reads: &[Place::Activations, Place::Batch],
+            writes: &[Place::Activations, Place::Message],
+        };
+        gpu.run(Stream::Compute, work, &mut || {
+            sums.clear();
+            for (tape, (_, labels)) in self.tapes.iter_mut().zip(&self.batches) {
+                let (sum, gradient) = cross_entropy(tape.value(logits)?, labels, batch)?;
+                tape.give(logits, gradient, true)?;
+                sums.push(sum.f_narrow(0, 0, 2)?.f_contiguous()?);
+            }
+            Ok(())
+        })?;
+        let sum = self.sum(gpu, frame, (LOSS, 0), sums)?;
+        let work = Work { name: "totals", reads: &[Place::Message], writes: &[Place::Totals] };
+        gpu.run(Stream::Compute, work, &mut || Ok(self.totals.f_copy_(&sum)?))
+    }
+}

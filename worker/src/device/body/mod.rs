@@ -1,0 +1,332 @@
+//! One step from weights to weights, enqueued. Reads top to bottom as the algorithm; waits for nothing.
+//!
+//! ```text
+//! compute   cast ─ forward ─ loss ─ backward ──────────────────────────────┐ ┌─ verdict ─ optimizer ─ running ─ applied
+//!                  └ norm messages between       │bucket 0 │bucket 1 …     │ │
+//! buckets                                        └─ sum ───┴─ sum ─ …  ─ vote┘
+//! ```
+
+mod backward;
+mod forward;
+mod loss;
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+
+use lockstep_proto::ids::Step;
+use lockstep_proto::recipe::{BatchNorm, Precision, Recipe, Reduction, Solver};
+use lockstep_torch::{TorchError, composed};
+use tch::{Kind, Tensor};
+
+use super::gpu::{Gpu, GpuError, Place, Stream, Work};
+use crate::exec::{Passes, Slice, Tape, slices};
+use crate::optim::Optimizer;
+use crate::program::{FlatLayout, Op, Param, ParamId, Program, Segment, Slot};
+use crate::shard::Shard;
+use crate::state::{State, view_of};
+use loss::cross_entropy;
+
+/// Numbers of a step that come from the host, by their place in `control`.
+pub mod control {
+    /// Learning rate.
+    pub const LR: i64 = 0;
+    /// Number of the step.
+    pub const STEP: i64 = 1;
+    /// What this rank votes.
+    pub const VOTE: i64 = 2;
+    /// What all votes add up to.
+    pub const EXPECTED: i64 = 3;
+    /// Share of the batch in the running statistics.
+    pub const BN_MOMENTUM: i64 = 4;
+    /// Digest of what the loader delivered: four numbers below 2^16.
+    pub const DIGEST: i64 = 5;
+    /// How many.
+    pub const LEN: i64 = 9;
+}
+
+/// Numbers of an outcome.
+pub mod outcome {
+    /// Summed loss, of all ranks.
+    pub const LOSS: usize = 0;
+    /// Wrong predictions, of all ranks.
+    pub const WRONG: usize = 1;
+    /// Sum of the votes; the digest follows.
+    pub const VOTE: usize = 2;
+    /// Digest: four sums of numbers below 2^16.
+    pub const DIGEST: usize = 3;
+    /// The last step that counted.
+    pub const APPLIED: usize = 7;
+    /// How many.
+    pub const LEN: usize = 8;
+}
+
+/// Everything that is on the device between two steps, and within one.
+pub struct Body {
+    /// Weights, optimizer's buffers; its `running` are unused here.
+    pub state: State,
+    /// Mean and variance of every layer, one after another, f64.
+    pub running: Tensor,
+    /// [`control`]
+    pub control: Tensor,
+    /// Summed loss and count, f64.
+    pub totals: Tensor,
+    /// Vote and digest, f64.
+    pub votes: Tensor,
+    /// The last step that counted, f64.
+    pub applied: Tensor,
+    /// One a chunk: with the fast order, one.
+    pub tapes: Vec<Tape>,
+    /// Images, NHWC, f32, and their classes, i64: one a tape. They keep their memory, so that captured steps find them.
+    batches: Vec<(Tensor, Tensor)>,
+    /// Such places by number of samples.
+    places: BTreeMap<(usize, i64), (Tensor, Tensor)>,
+    recipe: Recipe,
+    program: Arc<Program>,
+    layout: Arc<FlatLayout>,
+    segments: Vec<Segment>,
+    slices: Vec<Slice>,
+    optimizer: Optimizer,
+    kind: Kind,
+    /// What convolutions see.
+    rounded: Tensor,
+    /// The gradient, flat: the sum over all.
+    gradient: Tensor,
+    /// The gradients of chunks, flat; with the fast order, `gradient` itself.
+    leaves: Vec<Tensor>,
+    /// What the running statistics are to take in, f64.
+    taken: Tensor,
+    /// One or zero.
+    verdict: Tensor,
+}
+
+/// Name of the reduction that has the loss's length.
+const LOSS: &str = "loss";
+
+/// What decides the shapes of a step, and the counts that statistics are over.
+#[derive(Clone)]
+pub struct Frame {
+    /// Which step: names operations.
+    pub step: Step,
+    /// Samples of the global batch.
+    pub batch: u64,
+    /// Who holds which chunks.
+    pub shard: Shard,
+    /// Height and width.
+    pub image: (usize, usize),
+}
+
+/// Statistics of one layer between forward and backward, one a tape, or one for all.
+type Layer = Vec<composed::Statistics>;
+
+impl Body {
+    /// Zeros for a recipe, where `gpu` has its tensors.
+    ///
+    /// # Errors
+    /// What libtorch says: memory, for one.
+    pub fn new(recipe: &Recipe, program: Program, gpu: &dyn Gpu) -> Result<Self, TorchError> {
+        let device = gpu.device();
+        let layout = FlatLayout::new(&program);
+        let mut state = State::new(&program, &layout, recipe.train.precision, recipe.optim.solver)?;
+        state.master = state.master.f_to_device(device)?;
+        for buffer in &mut state.buffers {
+            buffer.values = buffer.values.f_to_device(device)?;
+        }
+        let kind = match recipe.train.precision {
+            Precision::Fp32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+            Precision::Fp64 => Kind::Double,
+        };
+        let rounded = if kind == Kind::BFloat16 { state.master.f_to_kind(kind)? } else { state.master.shallow_clone() };
+        let channels: usize = program.norms.iter().map(|norm| norm.channels).sum();
+        let numbers = |len: i64| Tensor::f_zeros([len], (Kind::Double, device));
+        let target = recipe.train.bucket_bytes as usize / state.master.kind().elt_size_in_bytes();
+        Ok(Self {
+            running: numbers(2 * channels as i64)?,
+            control: numbers(control::LEN)?,
+            totals: numbers(2)?,
+            votes: numbers(5)?,
+            applied: numbers(1)?,
+            taken: numbers(2 * channels as i64)?,
+            verdict: numbers(1)?,
+            tapes: Vec::new(),
+            batches: Vec::new(),
+            places: BTreeMap::new(),
+            gradient: state.master.f_zeros_like()?,
+            leaves: Vec::new(),
+            segments: program.segments(),
+            slices: slices(&program, &layout, target.max(1)),
+            optimizer: Optimizer::new(&recipe.optim, &layout),
+            recipe: recipe.clone(),
+            kind,
+            rounded,
+            program: Arc::new(program),
+            layout: Arc::new(layout),
+            state,
+        })
+    }
+
+    /// The model.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Where its parameters lie.
+    pub fn layout(&self) -> &FlatLayout {
+        &self.layout
+    }
+
+    /// Why a step of this recipe cannot be captured.
+    pub fn capture_refusal(&self) -> Option<String> {
+        if self.is_ordered() {
+            return Some("train.reduction = \"canonical\" adds on the host".into());
+        }
+        let solver = self.recipe.optim.solver;
+        (solver != Solver::Sgd).then(|| format!("the rate of optim.solver = {solver:?} is no device value yet"))
+    }
+
+    /// Makes room for as many batches side by side, each with a gradient of its own.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn make_room(&mut self, num_tapes: usize) -> Result<(), TorchError> {
+        while self.tapes.len() < num_tapes {
+            self.tapes.push(Tape::new(Arc::clone(&self.program), self.weights()?, self.kind, Passes::Composed));
+            let leaf = if self.is_ordered() { self.gradient.f_zeros_like()? } else { self.gradient.shallow_clone() };
+            self.leaves.push(leaf);
+        }
+        self.tapes.truncate(num_tapes);
+        self.leaves.truncate(num_tapes);
+        Ok(())
+    }
+
+    /// Copies a batch into the place of a tape.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn take_batch(&mut self, tape: usize, (images, labels): (&Tensor, &Tensor)) -> Result<(), TorchError> {
+        let device = self.control.device();
+        let place = match self.places.entry((tape, images.size4()?.0)) {
+            Entry::Occupied(place) => place.into_mut(),
+            Entry::Vacant(place) => {
+                // Memory of its own, also where images are on the CPU already.
+                let room = |of: &Tensor| Tensor::f_empty(of.size().as_slice(), (of.kind(), device));
+                place.insert((room(images)?, room(labels)?))
+            }
+        };
+        lockstep_torch::copy_later(&mut place.0, images)?;
+        lockstep_torch::copy_later(&mut place.1, labels)?;
+        self.batches.truncate(tape);
+        self.batches.push((place.0.shallow_clone(), place.1.shallow_clone()));
+        Ok(())
+    }
+
+    /// Images into slot 0 of each tape, which forgets everything else.
+    pub(super) fn begin(&mut self) -> Result<(), TorchError> {
+        for (tape, (images, _)) in self.tapes.iter_mut().zip(&self.batches) {
+            tape.clear();
+            tape.put(Slot(0), images.f_permute([0, 3, 1, 2])?.f_to_kind(self.kind)?);
+        }
+        Ok(())
+    }
+
+    /// Adds loss, errors and top-5 errors of the batch in tape 0 to `sums` (f64, 3), with running statistics as they are.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn infer(&mut self, gpu: &mut dyn Gpu, running: &Tensor, sums: &Tensor) -> Result<(), GpuError> {
+        let reads = [Place::Batch, Place::Weights, Place::Rounded, Place::Running, Place::Totals];
+        let work = Work { name: "infer", reads: &reads, writes: &[Place::Activations, Place::Totals] };
+        gpu.run(Stream::Compute, work, &mut || {
+            self.begin()?;
+            let mut at = 0;
+            let program = Arc::clone(&self.program);
+            for (index, op) in program.ops.iter().enumerate() {
+                let Op::Norm { norm, .. } = op else {
+                    self.tapes[0].run(op)?;
+                    continue;
+                };
+                let channels = program.norms[norm.0].channels as i64;
+                let of = |skip: i64| running.f_narrow(0, at + skip * channels, channels);
+                let (eps, master) = (self.recipe.model.bn_eps, self.state.master.kind());
+                let layer = vec![composed::Statistics::fixed(of(0)?, of(1)?, eps, master)?];
+                at += 2 * channels;
+                self.apply(0, index, &layer)?;
+            }
+            let (counts, _) = cross_entropy(self.tapes[0].value(program.logits)?, &self.batches[0].1, 1.0)?;
+            let _ = sums.shallow_clone().f_add_(&counts)?;
+            self.tapes[0].clear();
+            Ok(())
+        })
+    }
+
+    /// Adds what the running statistics would take in from the batches in the tapes to `sum`.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn add_statistics(&mut self, gpu: &mut dyn Gpu, frame: &Frame, sum: &Tensor) -> Result<(), GpuError> {
+        let layers = self.forward(gpu, frame)?;
+        self.take_statistics(gpu, frame, &layers)?;
+        let work = Work { name: "precise statistics", reads: &[Place::Taken], writes: &[Place::Totals] };
+        gpu.run(Stream::Compute, work, &mut || {
+            let _ = sum.shallow_clone().f_add_(&self.taken)?;
+            Ok(())
+        })
+    }
+
+    /// The gradient of the last step, flat.
+    pub fn gradient(&self) -> &Tensor {
+        &self.gradient
+    }
+
+    pub(super) fn weights(&self) -> Result<Vec<Tensor>, TorchError> {
+        let view = |(i, param): (usize, &Param)| {
+            // The classifier computes in the master's type: ten logits are not worth rounding.
+            let of_conv = |op: &Op| matches!(op, Op::Conv { b, .. } if *b == Some(ParamId(i)));
+            let rounds = param.shape.len() == 4 || self.program.ops.iter().any(of_conv);
+            let flat = if rounds { &self.rounded } else { &self.state.master };
+            view_of(flat, &self.program, &self.layout, ParamId(i))
+        };
+        self.program.params.iter().enumerate().map(view).collect()
+    }
+
+    pub(super) fn is_ordered(&self) -> bool {
+        self.recipe.train.reduction == Reduction::Canonical
+    }
+
+    pub(super) fn is_global(&self) -> bool {
+        self.recipe.train.batch_norm == BatchNorm::Global
+    }
+
+    /// The step. Batches and control numbers are there.
+    ///
+    /// # Errors
+    /// What the device says while things are enqueued; nothing of the state has changed then, or will.
+    pub fn enqueue(&mut self, gpu: &mut dyn Gpu, frame: &Frame) -> Result<(), GpuError> {
+        self.round(gpu)?;
+        let layers = self.forward(gpu, frame)?;
+        self.loss(gpu, frame)?;
+        self.backward(gpu, frame, &layers)?;
+        self.take_statistics(gpu, frame, &layers)?;
+        let voted = self.vote(gpu, frame)?;
+        gpu.wait(Stream::Compute, voted)?;
+        self.judge(gpu)?;
+        self.update(gpu, frame.step)
+    }
+
+    /// bf16: casts the weights once.
+    pub fn round(&mut self, gpu: &mut dyn Gpu) -> Result<(), GpuError> {
+        if self.kind != Kind::BFloat16 {
+            return Ok(());
+        }
+        let work = Work { name: "round weights", reads: &[Place::Weights], writes: &[Place::Rounded] };
+        gpu.run(Stream::Compute, work, &mut || Ok(self.rounded.f_copy_(&self.state.master)?))
+    }
+}
+
+fn copied(x: &Tensor) -> Result<Tensor, TorchError> {
+    let mut out = x.f_empty_like()?;
+    out.f_copy_(x)?;
+    Ok(out)
+}

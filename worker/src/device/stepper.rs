@@ -1,0 +1,322 @@
+//! Steps and evaluations on a device: loads, uploads, decides how a step runs, and asks for outcomes late.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lockstep_collective::{Lane, Op as Operation};
+use lockstep_data::{DataError, Loader};
+use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
+use lockstep_proto::message::StepPlan;
+use lockstep_proto::recipe::{Recipe, Reduction};
+use lockstep_proto::split;
+use lockstep_torch::TorchError;
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use tch::{Kind, Tensor};
+
+use super::ballot;
+use super::body::{Body, Frame, control};
+use super::captures::{Captures, Mode, Shape};
+use super::gpu::{Event, Gpu, GpuError, Place, Stream, Work};
+use super::pending::{DEPTH, Enqueue, Pending, gpu_error};
+use crate::compute::{EvalOutcome, StepOutcome};
+use crate::pulse::Pulse;
+use crate::shard::Shard;
+use crate::step::StepError;
+
+/// Samples that an evaluation takes at a time, where their order of summation is not fixed.
+const EVAL_BATCH: u64 = 512;
+
+/// Where a batch waits on the host until the device has copied it.
+struct Staging {
+    images: Tensor,
+    labels: Tensor,
+}
+
+/// Everything but the state's copy on the host.
+pub struct Stepper {
+    pub(super) body: Body,
+    pub(super) gpu: Box<dyn Gpu>,
+    pub(super) loader: Loader,
+    pub(super) pulse: Arc<Pulse>,
+    pub(super) captures: Captures,
+    pub(super) pending: Pending,
+    recipe: Recipe,
+    /// Loads: everything else belongs to the thread that owns the device's streams.
+    pool: ThreadPool,
+    /// By samples of a batch: rings, so that a batch is not overwritten while it is copied.
+    stagings: BTreeMap<u64, Vec<Staging>>,
+    /// Counts batches.
+    loaded: usize,
+    shard: Option<Shard>,
+}
+
+/// Samples that are loaded together, and where they go.
+#[derive(Clone, Copy)]
+enum Source {
+    Train(Epoch),
+    Test,
+}
+
+impl Stepper {
+    /// For a run.
+    ///
+    /// # Errors
+    /// No memory on the device, or on the host.
+    pub fn new(
+        recipe: &Recipe,
+        body: Body,
+        (loader, pool): (Loader, ThreadPool),
+        gpu: Box<dyn Gpu>,
+    ) -> Result<Self, GpuError> {
+        Ok(Self {
+            pending: Pending::new(&*gpu)?,
+            captures: Captures::new(Step(0), None),
+            stagings: BTreeMap::new(),
+            loaded: 0,
+            shard: None,
+            pulse: Arc::default(),
+            recipe: recipe.clone(),
+            pool,
+            body,
+            loader,
+            gpu,
+        })
+    }
+
+    /// Enqueues a step. Returns what is known by now of steps that were enqueued.
+    ///
+    /// # Errors
+    /// Any, of this step or one before it; the state is that of the last step that counted.
+    pub fn advance(&mut self, generation: Generation, plan: &StepPlan) -> Result<Vec<(Step, StepOutcome)>, StepError> {
+        let began = Instant::now();
+        let mut known = Vec::new();
+        while self.pending.len() >= DEPTH {
+            known.extend(self.settle()?);
+        }
+        let frame = self.frame(plan);
+        let ranges = self.ranges(&frame.shard);
+        let (digest, data) = self.load(Source::Train(plan.epoch), &ranges)?;
+        self.enqueue(generation, plan, (&frame, digest)).map_err(gpu_error)?;
+        let done = self.outcome().map_err(gpu_error)?;
+        self.pending.push(Enqueue { plan, generation, began, data }, done);
+        self.pulse.beat();
+        self.shard = Some(frame.shard);
+        while self.pending.is_known(&mut *self.gpu).map_err(gpu_error)? {
+            known.extend(self.settle()?);
+        }
+        Ok(known)
+    }
+
+    /// Waits for the oldest step under way.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    pub fn settle(&mut self) -> Result<Option<(Step, StepOutcome)>, StepError> {
+        let (pending, gpu) = (&mut self.pending, &mut self.gpu);
+        self.pulse.wait(|| pending.settle(&mut **gpu))
+    }
+
+    fn frame(&self, plan: &StepPlan) -> Frame {
+        let train = &self.recipe.train;
+        let shard = Shard::new(plan, self.gpu.rank(), train.chunk, train.reduction, self.shard.as_ref());
+        let [h, w, _] = self.loader.dataset().shape();
+        Frame { step: plan.step, batch: plan.batch.len, shard, image: (h, w) }
+    }
+
+    /// What each tape holds: a chunk, or with the fast order all of them.
+    fn ranges(&self, shard: &Shard) -> Vec<SampleRange> {
+        if self.recipe.train.reduction == Reduction::Canonical {
+            return shard.chunks.clone();
+        }
+        let start = shard.chunks.first().map_or(0, |range| range.start);
+        vec![SampleRange { start, len: shard.chunks.iter().map(|range| range.len).sum() }]
+    }
+
+    /// Loads batches, one a tape, and has them copied. Returns their digest, and the seconds that loading took.
+    fn load(&mut self, source: Source, ranges: &[SampleRange]) -> Result<(u64, f64), StepError> {
+        let began = Instant::now();
+        self.body.make_room(ranges.len())?;
+        let mut digest = 0_u64;
+        for (tape, range) in ranges.iter().enumerate() {
+            digest = digest.wrapping_add(self.load_one(source, tape, *range)?);
+        }
+        Ok((digest, began.elapsed().as_secs_f64()))
+    }
+
+    fn load_one(&mut self, source: Source, tape: usize, range: SampleRange) -> Result<u64, StepError> {
+        let shape = self.loader.dataset().shape();
+        let values: usize = shape.iter().product();
+        let mut images = vec![0.0_f32; range.len as usize * values];
+        let mut labels = vec![0_i64; range.len as usize];
+        let piece = range.len.div_ceil(self.pool.current_num_threads() as u64).max(1) as usize;
+        let loader = &self.loader;
+        let digests = images.par_chunks_mut((piece * values).max(1)).zip(labels.par_chunks_mut(piece)).enumerate();
+        let load = digests.map(|(i, (images, labels))| {
+            let part = SampleRange { start: range.start + (i * piece) as u64, len: labels.len() as u64 };
+            match source {
+                Source::Train(epoch) => loader.load_train(epoch, part, images, labels),
+                Source::Test => loader.load_test(part, images, labels).map(|()| 0),
+            }
+        });
+        let add = |a: u64, b: u64| Ok::<u64, DataError>(a.wrapping_add(b));
+        let digest = self.pool.install(|| load.try_reduce(|| 0, add))?;
+        self.hand_over(tape, (&images, &labels), shape).map_err(gpu_error)?;
+        Ok(digest)
+    }
+
+    /// Copies a batch to the device, behind what is enqueued.
+    fn hand_over(
+        &mut self,
+        tape: usize,
+        (images, labels): (&[f32], &[i64]),
+        [h, w, c]: [usize; 3],
+    ) -> Result<(), GpuError> {
+        let n = labels.len();
+        let ring = self.stagings.entry(n as u64).or_default();
+        let wanted = (DEPTH + 1) * self.body.tapes.len();
+        while ring.len() < wanted {
+            let images = self.gpu.host_room(n * h * w * c, Kind::Float)?;
+            let labels = self.gpu.host_room(n, Kind::Int64)?;
+            let shape = [n, h, w, c].map(|x| x as i64);
+            ring.push(Staging { images: images.f_view(shape).map_err(TorchError::from)?, labels });
+        }
+        self.loaded += 1;
+        let at = self.loaded % ring.len();
+        let staging = &mut ring[at];
+        lockstep_torch::write(&mut staging.images, images)?;
+        lockstep_torch::write(&mut staging.labels, labels)?;
+        let body = &mut self.body;
+        let work = Work { name: "batch", reads: &[], writes: &[Place::Batch] };
+        self.gpu.run(Stream::Compute, work, &mut || body.take_batch(tape, (&staging.images, &staging.labels)))
+    }
+
+    fn enqueue(&mut self, generation: Generation, plan: &StepPlan, batch: (&Frame, u64)) -> Result<(), GpuError> {
+        let (frame, digest) = batch;
+        self.upload(generation, plan, digest)?;
+        let shape = Shape { batch: plan.batch.len, shards: plan.shards.clone(), image: frame.image };
+        match self.captures.decide(plan.step, &shape) {
+            Mode::Eager => self.body.enqueue(&mut *self.gpu, frame),
+            Mode::Replay(graph) => self.gpu.replay(graph),
+            Mode::Capture => self.capture(frame, shape),
+        }
+    }
+
+    /// Captures a step and runs it; or, where one rank cannot, every rank runs it eagerly, now and later.
+    fn capture(&mut self, frame: &Frame, shape: Shape) -> Result<(), GpuError> {
+        let body = &mut self.body;
+        let captured = self.gpu.capture(&mut |gpu| body.enqueue(gpu, frame));
+        let op = Operation { lane: Lane::Norm, step: frame.step, name: "capture", index: 0 };
+        if self.gpu.agree(&op, captured.is_ok())? {
+            let graph = captured?;
+            self.captures.keep(shape, graph);
+            return self.gpu.replay(graph);
+        }
+        let why = match captured {
+            Ok(graph) => {
+                self.gpu.destroy(graph)?;
+                "another rank could not capture a step".to_owned()
+            }
+            Err(error) => format!("a step could not be captured: {error}"),
+        };
+        tracing::warn!("{why}; steps run without graphs");
+        self.captures.refuse(why);
+        self.body.enqueue(&mut *self.gpu, frame)
+    }
+
+    fn upload(&mut self, generation: Generation, plan: &StepPlan, digest: u64) -> Result<(), GpuError> {
+        let index = plan.batch.start / self.recipe.train.batch;
+        let mut numbers = vec![0.0; control::LEN as usize];
+        numbers[control::LR as usize] = plan.lr;
+        numbers[control::STEP as usize] = plan.step.0 as f64;
+        numbers[control::VOTE as usize] = ballot::vote(generation, plan.step, self.gpu.rank());
+        numbers[control::EXPECTED as usize] = ballot::expected(generation, plan.step, self.gpu.world());
+        numbers[control::BN_MOMENTUM as usize] = self.recipe.model.bn_momentum.at(index);
+        for i in 0..4 {
+            numbers[control::DIGEST as usize + i] = ((digest >> (16 * i)) & 0xffff) as f64;
+        }
+        self.gpu.upload(Stream::Compute, Place::Control, &mut self.body.control, &numbers)
+    }
+
+    /// Has the outcome copied to the host.
+    fn outcome(&mut self) -> Result<Event, GpuError> {
+        let (slot, mut room) = self.pending.room();
+        let body = &self.body;
+        let reads = [Place::Totals, Place::Vote, Place::Applied];
+        let work = Work { name: "outcome", reads: &reads, writes: &[Place::Outcome(slot)] };
+        self.gpu.run(Stream::Compute, work, &mut || {
+            let all = Tensor::f_cat(&[&body.totals, &body.votes, &body.applied], 0)?;
+            lockstep_torch::copy_later(&mut room, &all)
+        })?;
+        self.gpu.record(Stream::Compute)
+    }
+
+    /// Mean loss and error fractions of the state, of the whole test set, equal on every rank.
+    ///
+    /// # Errors
+    /// A collective that failed; libtorch.
+    pub fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, StepError> {
+        let started = Instant::now();
+        let samples = self.loader.dataset().identity().num_test;
+        let is_ordered = self.recipe.train.reduction == Reduction::Canonical;
+        let size = if is_ordered { self.recipe.train.eval_chunk } else { EVAL_BATCH as u32 };
+        let num_chunks = split::num_chunks(samples, size);
+        let counts = split::split_even(num_chunks, self.gpu.world());
+        let own = split::ranges(&counts)[self.gpu.rank().0 as usize].clone();
+        let all = SampleRange { start: 0, len: samples };
+        let running = match self.recipe.model.bn_precise {
+            0 => self.body.running.shallow_clone(),
+            batches => self.precise(step, batches)?,
+        };
+        let sums = Tensor::f_zeros([3], (Kind::Double, self.gpu.device())).map_err(TorchError::from)?;
+        self.body.round(&mut *self.gpu).map_err(gpu_error)?;
+        for i in own {
+            self.load(Source::Test, &[split::chunk_positions(all, size, i)])?;
+            self.body.infer(&mut *self.gpu, &running, &sums).map_err(gpu_error)?;
+            self.pulse.beat();
+        }
+        let op = Operation { lane: Lane::Norm, step, name: "evaluation", index: 0 };
+        self.gpu.all_reduce(Stream::Compute, &op, Place::Totals, &sums).map_err(gpu_error)?;
+        let total = self.read(&sums).map_err(gpu_error)?;
+        let of = |sum: f64| sum / samples as f64;
+        let (loss, error, error_top5) = (of(total[0]), of(total[1]), of(total[2]));
+        Ok(EvalOutcome { loss, error, error_top5, samples, seconds: started.elapsed().as_secs_f64() })
+    }
+
+    /// Waits for numbers of the device.
+    fn read(&mut self, numbers: &Tensor) -> Result<Vec<f64>, GpuError> {
+        let mut room = self.gpu.host_room(numbers.numel(), Kind::Double)?;
+        let place = Place::Outcome(u32::MAX);
+        let work = Work { name: "read", reads: &[Place::Totals], writes: &[place] };
+        self.gpu.run(Stream::Compute, work, &mut || lockstep_torch::copy_later(&mut room, numbers))?;
+        let done = self.gpu.record(Stream::Compute)?;
+        self.gpu.fetch(done, place, &room)
+    }
+
+    /// The plain average of batch statistics over training batches of epoch 1, at most an epoch (Wu & Johnson 2021,
+    /// section 3.2).
+    fn precise(&mut self, step: Step, batches: u64) -> Result<Tensor, StepError> {
+        let num_train = self.loader.dataset().identity().num_train;
+        let (batch, chunk) = (self.recipe.train.batch, self.recipe.train.chunk);
+        let sum = self.body.running.f_zeros_like().map_err(TorchError::from)?;
+        let batches = batches.min(num_train.div_ceil(batch));
+        self.body.round(&mut *self.gpu).map_err(gpu_error)?;
+        for index in 0..batches {
+            let start = index * batch;
+            let range = SampleRange { start, len: batch.min(num_train - start) };
+            let shards = split::split_even(split::num_chunks(range.len, chunk), self.gpu.world());
+            let plan = StepPlan { step, epoch: Epoch(1), lr: 0.0, batch: range, shards };
+            let frame = self.frame(&plan);
+            let ranges = self.ranges(&frame.shard);
+            self.load(Source::Train(Epoch(1)), &ranges)?;
+            self.body.add_statistics(&mut *self.gpu, &frame, &sum).map_err(gpu_error)?;
+        }
+        Ok(sum.f_div_scalar(batches.max(1) as f64).map_err(TorchError::from)?)
+    }
+
+    /// The gradient of the last step, flat, on the device: for proofs and the canary.
+    pub fn gradient(&self) -> &Tensor {
+        self.body.gradient()
+    }
+}

@@ -1,0 +1,305 @@
+//! A replica on a device, as the session knows it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_collective::{Collective, Solo};
+use lockstep_data::{Dataset, Loader};
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::{Epoch, Generation, SampleRange, StateId, Step};
+use lockstep_proto::message::{Sha256, StepPlan};
+use lockstep_proto::recipe::Recipe;
+use lockstep_torch::{TorchError, read_bytes, write};
+use rayon::ThreadPoolBuilder;
+use sha2::Digest;
+use tch::{Device, Kind, Tensor};
+
+use super::body::Body;
+use super::captures::Captures;
+use super::gpu::{Gpu, GpuError};
+use super::stepper::Stepper;
+use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
+use crate::model;
+use crate::pulse::Pulse;
+use crate::state::{State, hex};
+use crate::trainer::{begin, state_error, step_error, sure, torch};
+
+/// How long a device may take to get done with what it was given before a generation ends.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// State and stepper on a device, and a copy of the state on the host.
+pub struct DeviceTrainer {
+    recipe: Recipe,
+    /// What checkpoints are made of; see [`pulled`](Self::pulled).
+    host: State,
+    stepper: Stepper,
+    generation: Generation,
+    /// The last step that was enqueued.
+    reached: Option<Step>,
+    /// Why this process can do nothing any more.
+    lost: Option<String>,
+}
+
+impl DeviceTrainer {
+    /// A replica without a state yet; `threads` load.
+    ///
+    /// # Errors
+    /// No memory; threads cannot be started.
+    pub fn new(
+        recipe: &Recipe,
+        dataset: Arc<dyn Dataset>,
+        gpu: Box<dyn Gpu>,
+        threads: usize,
+    ) -> Result<Self, ComputeError> {
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|i| format!("loader-{i}"))
+            .build()
+            .map_err(|error| ComputeError::fatal(ExitCode::Software, format!("cannot start threads: {error}")))?;
+        let program = model::build(&recipe.model, dataset.identity().num_classes);
+        let body = Body::new(recipe, program, &*gpu).map_err(memory)?;
+        let host = State::new(body.program(), body.layout(), recipe.train.precision, recipe.optim.solver);
+        let loader = Loader::new(dataset, recipe);
+        let stepper = Stepper::new(recipe, body, (loader, pool), gpu)?;
+        Ok(Self {
+            recipe: recipe.clone(),
+            host: host.map_err(torch)?,
+            stepper,
+            generation: Generation(0),
+            reached: None,
+            lost: None,
+        })
+    }
+
+    /// What the host holds becomes what the device holds.
+    fn push(&mut self) -> Result<(), TorchError> {
+        let body = &mut self.stepper.body;
+        body.state.master.f_copy_(&self.host.master)?;
+        for (to, from) in body.state.buffers.iter_mut().zip(&self.host.buffers) {
+            to.values.f_copy_(&from.values)?;
+        }
+        let numbers: Vec<f64> =
+            self.host.running.iter().flat_map(|layer| layer.mean.iter().chain(&layer.variance)).copied().collect();
+        body.running.f_copy_(&host_numbers(&numbers)?)?;
+        let applied = self.host.id.map_or(0, |id| id.step.0);
+        Ok(body.applied.f_copy_(&host_numbers(&[applied as f64])?)?)
+    }
+
+    /// The state on the host, up to date.
+    fn pulled(&self) -> State {
+        // invariant: both states were made by the same program, and the device was drained or never lost
+        let state = State::new(
+            self.stepper.body.program(),
+            self.stepper.body.layout(),
+            self.recipe.train.precision,
+            self.recipe.optim.solver,
+        );
+        let mut state = sure(state);
+        let body = &self.stepper.body;
+        sure(state.master.f_copy_(&body.state.master).map_err(TorchError::from));
+        for (to, from) in state.buffers.iter_mut().zip(&body.state.buffers) {
+            sure(to.values.f_copy_(&from.values).map_err(TorchError::from));
+        }
+        let mut numbers = vec![0.0_f64; body.running.numel()];
+        let running = sure(body.running.f_to_device(Device::Cpu).map_err(TorchError::from));
+        sure(lockstep_torch::read(&running, &mut numbers));
+        let mut rest = numbers.into_iter();
+        for layer in &mut state.running {
+            layer.mean.iter_mut().chain(&mut layer.variance).zip(rest.by_ref()).for_each(|(to, from)| *to = from);
+        }
+        state.id = self.host.id;
+        state
+    }
+
+    fn check(&self) -> Result<(), ComputeError> {
+        match &self.lost {
+            Some(what) => Err(ComputeError::fatal(ExitCode::Config, what)),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a generation: poison, abort, drain, graphs, abort joined. Afterwards the state is that of the last step that
+    /// counted.
+    fn close(&mut self) -> Result<(), GpuError> {
+        let stepper = &mut self.stepper;
+        if stepper.gpu.world() > 1 {
+            stepper.gpu.poison()?;
+            stepper.gpu.begin_abort();
+        }
+        stepper.gpu.drain(DRAIN)?;
+        for graph in stepper.captures.drain() {
+            stepper.gpu.destroy(graph)?;
+        }
+        stepper.gpu.finish_abort(DRAIN)?;
+        stepper.pending.clear();
+        Ok(())
+    }
+
+    /// What the device says that it has applied.
+    fn applied(&self) -> Result<Step, TorchError> {
+        let applied = self.stepper.body.applied.f_to_device(Device::Cpu)?;
+        Ok(Step(applied.f_double_value(&[0])? as u64))
+    }
+}
+
+fn host_numbers(numbers: &[f64]) -> Result<Tensor, TorchError> {
+    let mut tensor = Tensor::f_empty([numbers.len() as i64], (Kind::Double, Device::Cpu))?;
+    write(&mut tensor, numbers)?;
+    Ok(tensor)
+}
+
+/// An error of libtorch; where memory is what lacks, with what helps.
+fn memory(error: TorchError) -> ComputeError {
+    let text = error.to_string();
+    if text.contains("out of memory") {
+        let remedy = "lower train.batch, use more workers, or train.precision = \"bf16\"";
+        return ComputeError::fatal(ExitCode::Config, format!("the device has too little memory: {remedy}\n{text}"));
+    }
+    ComputeError::fatal(ExitCode::Software, text)
+}
+
+impl Compute for DeviceTrainer {
+    fn watch(&mut self, pulse: Arc<Pulse>) {
+        self.stepper.pulse = pulse;
+    }
+
+    /// As on the CPU: a step from a state of its own on the first chunk of epoch 1, alone.
+    fn canary(&mut self) -> Result<Sha256, ComputeError> {
+        let kept = (self.to_bytes(), self.host.id);
+        self.initialise();
+        let data = self.stepper.loader.dataset().identity().num_train;
+        let len = u64::from(self.recipe.train.chunk).min(self.recipe.train.batch).min(data);
+        let plan =
+            StepPlan { step: Step(1), epoch: Epoch(1), lr: 0.0, batch: SampleRange { start: 0, len }, shards: vec![1] };
+        let outcome = self.step(Generation(0), &plan)?;
+        let mut hasher = sha2::Sha256::new();
+        hasher.update(outcome.loss.to_le_bytes());
+        let gradient = self.stepper.gradient().f_to_device(Device::Cpu).map_err(TorchError::from).map_err(torch)?;
+        hasher.update(sure(read_bytes(&gradient)));
+        self.host.id = kept.1;
+        self.take_bytes(&kept.0)?;
+        Ok(hex(&hasher.finalize()))
+    }
+
+    fn initialise(&mut self) {
+        let body = &self.stepper.body;
+        sure(self.host.initialise(body.program(), body.layout(), self.recipe.train.seed));
+        self.reached = None;
+        sure(self.push());
+    }
+
+    fn begin(&mut self) -> Result<(), ComputeError> {
+        let recipe = self.recipe.clone();
+        begin(self, &recipe)
+    }
+
+    fn join(&mut self, collective: Arc<dyn Collective>) {
+        let base = self.host.id.map_or(Step(0), |id| id.step);
+        self.reached = Some(base);
+        let opened = self.stepper.gpu.open(collective);
+        let refusal = self.stepper.gpu.capture_refusal().or_else(|| self.stepper.body.capture_refusal());
+        self.stepper.captures = Captures::new(base, refusal);
+        if let Err(error) = opened {
+            self.lost = Some(error.to_string());
+        }
+    }
+
+    fn leave(&mut self) {
+        let had_pending = self.stepper.pending.len() > 0;
+        let closed = self.close().and_then(|()| Ok(self.applied()?));
+        match closed {
+            Ok(applied) => {
+                if let Some(id) = self.host.id.as_mut().filter(|id| had_pending && id.step < applied) {
+                    (id.step, id.generation) = (applied, self.generation);
+                }
+                self.reached = self.host.id.map(|id| id.step);
+            }
+            Err(error) => self.lost = Some(error.to_string()),
+        }
+        let _ = self.stepper.gpu.open(Arc::new(Solo::new()));
+    }
+
+    fn step(&mut self, generation: Generation, plan: &StepPlan) -> Result<StepOutcome, ComputeError> {
+        let mut known = self.advance(generation, plan)?;
+        known.extend(self.settle()?);
+        let last = known.into_iter().find(|(step, _)| *step == plan.step).map(|(_, outcome)| outcome);
+        // invariant: everything that was enqueued is settled
+        last.ok_or_else(|| ComputeError::fatal(ExitCode::Software, format!("step {} has no outcome", plan.step)))
+    }
+
+    fn advance(&mut self, generation: Generation, plan: &StepPlan) -> Result<Vec<(Step, StepOutcome)>, ComputeError> {
+        self.check()?;
+        self.generation = generation;
+        let known = self.stepper.advance(generation, plan).map_err(step_error)?;
+        self.reached = Some(plan.step);
+        self.name(&known);
+        Ok(known)
+    }
+
+    fn settle(&mut self) -> Result<Vec<(Step, StepOutcome)>, ComputeError> {
+        self.check()?;
+        let mut known = Vec::new();
+        while self.stepper.pending.len() > 0 {
+            known.extend(self.stepper.settle().map_err(step_error)?);
+        }
+        self.name(&known);
+        Ok(known)
+    }
+
+    fn reached(&self) -> Option<Step> {
+        self.reached.or_else(|| self.id().map(|id| id.step))
+    }
+
+    fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, ComputeError> {
+        self.check()?;
+        self.stepper.evaluate(step).map_err(step_error)
+    }
+
+    fn id(&self) -> Option<StateId> {
+        self.host.id
+    }
+
+    fn set_id(&mut self, id: Option<StateId>) {
+        self.host.id = id;
+        let applied = host_numbers(&[id.map_or(0, |id| id.step.0) as f64]);
+        if self.stepper.pending.len() == 0 {
+            // Nothing is under way that could change it meanwhile.
+            sure(applied.and_then(|applied| Ok(self.stepper.body.applied.f_copy_(&applied)?)));
+        }
+    }
+
+    fn tensors(&self) -> (Vec<Named>, Vec<Named>) {
+        let (state, body) = (self.pulled(), &self.stepper.body);
+        (sure(state.model(body.program(), body.layout())), sure(state.optimizer(body.program(), body.layout())))
+    }
+
+    fn load(&mut self, model: &[Named], optimizer: &[Named]) -> Result<(), ComputeError> {
+        let body = &self.stepper.body;
+        self.host.load(body.program(), body.layout(), model, optimizer).map_err(state_error)?;
+        self.push().map_err(torch)
+    }
+
+    fn sha256(&self) -> Sha256 {
+        let body = &self.stepper.body;
+        sure(self.pulled().sha256(body.program(), body.layout()))
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        sure(self.pulled().to_bytes())
+    }
+
+    fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), ComputeError> {
+        self.host.take_bytes(bytes).map_err(state_error)?;
+        self.push().map_err(torch)
+    }
+}
+
+impl DeviceTrainer {
+    /// The state is that after the last step that is known to have counted.
+    fn name(&mut self, known: &[(Step, StepOutcome)]) {
+        if let Some((step, _)) = known.last() {
+            let lineage = self.host.id.map(|id| id.lineage).unwrap_or_default();
+            self.host.id = Some(StateId { lineage, generation: self.generation, step: *step });
+        }
+    }
+}
