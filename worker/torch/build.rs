@@ -1,9 +1,10 @@
-//! Compiles `src/kernels.cpp` against the libtorch that torch-sys found, and tells test binaries where it lies.
+//! Compiles `src/kernels.cpp` and `src/device.cpp` against the libtorch that torch-sys found, and tells test binaries where it lies.
 
 use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/kernels.cpp");
+    println!("cargo:rerun-if-changed=src/device.cpp");
     println!("cargo:rerun-if-changed=src/loops.h");
     println!("cargo:rerun-if-changed=build.rs");
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
@@ -14,6 +15,7 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .file("src/kernels.cpp")
+        .file("src/device.cpp")
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")

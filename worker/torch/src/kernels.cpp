@@ -74,6 +74,7 @@ static void tree_block(Tensor *const *src, int64_t leaves, int64_t at_, int64_t 
 extern "C" {
 
 const char *ls_last_error() { return last_error.c_str(); }
+void ls_set_last_error(const char *text) { last_error = text; }
 
 // Large blocks come from the heap and stay there: a step's activations are not mapped and faulted in anew each time.
 void ls_keep_memory() {

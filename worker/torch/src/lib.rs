@@ -7,6 +7,7 @@
 //!           gate  ─► gradient                              backward, likewise
 //! joins     join · rectify · subsample · pool              and their gradients
 //! composed  the same passes of ATen's operations         any device, nothing waits
+//! device    open · Stream · Event                      CUDA's library, found at run time
 //! memory    tree_sum · squares · read · write              tensors to plain slices and back
 //! ```
 //! All others work in the calling thread on CPU tensors with channels-last memory; shapes, types and layouts are
@@ -14,6 +15,7 @@
 
 mod activation;
 pub mod composed;
+pub mod device;
 mod error;
 mod memory;
 mod norm;
