@@ -1,5 +1,7 @@
 //! `lockstep data`: getting data sets, and looking at them.
 
+mod pack;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
@@ -36,16 +38,32 @@ enum Command {
         #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
         json: bool,
     },
-    /// Look at every image of a folder: what is broken, odd, there twice, in one split only.
-    #[command(after_help = "PATH holds train/<class>/ and val/<class>/, as data.path of a recipe with data.kind = \
-\"image-folder\".
+    /// Pack a folder of images into tar shards with an index (WebDataset), for data.kind = "webdataset".
+    #[command(
+        after_help = "SRC holds train/<class>/ and val/<class>/. Samples keep the folder's numbers, so a run from \
+shards that were packed without
+--short-side and --quality takes the same course as one from the folder. When it was interrupted, the same command
+goes on; the same folder and options always give the same bytes. Broken images are packed as they are, and named.
+
+Examples:
+  lockstep data pack /data/imagenet /data/imagenet-shards
+  lockstep data pack /data/imagenet /data/imagenet-256 --short-side 256 --quality 90
+  lockstep train imagenet.toml --set data.kind=webdataset --set data.path=https://host/imagenet-shards"
+    )]
+    Pack(pack::Args),
+    /// Look at every image of a folder or of shards: what is broken, odd, there twice, in one split only.
+    #[command(
+        after_help = "PATH holds train/<class>/ and val/<class>/, or the tar shards of either, and may be a URL, as \
+data.path of a recipe.
 Ends with 65 where a run would not start or would end at an image; what is only odd ends with 0.
 
 Examples:
   lockstep data verify /data/imagenet
-  lockstep data verify /data/imagenet --json | jq -r '.findings[] | select(.error) | .path'")]
+  lockstep data verify https://host/imagenet-shards
+  lockstep data verify /data/imagenet --json | jq -r '.findings[] | select(.error) | .path'"
+    )]
     Verify {
-        /// The folder.
+        /// The folder or URL.
         #[arg(value_name = "PATH")]
         path: PathBuf,
         /// Print the result as JSON.
@@ -69,6 +87,7 @@ enum Set {
 pub fn run(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::Fetch { set, dest, json } => fetch(*set, dest, *json),
+        Command::Pack(args) => pack::run(args),
         Command::Verify { path, json } => look(path, *json),
     }
 }

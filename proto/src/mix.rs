@@ -29,6 +29,9 @@ pub(crate) enum Purpose {
     Replacement = 2,
     Draws = 3,
     Digest = 4,
+    Blocks = 16,
+    BlockWindow = 17,
+    BlockTurn = 18,
 }
 
 /// The high word of `random · n`, unbiased by rejection: uniform in `[0, n)` if `random` is uniform in 64 bits.

@@ -3,10 +3,15 @@
 //! A balanced Feistel network permutes `[0, 2^(2w))`, the least such domain with room for all samples; a result
 //! outside `[0, N)` is fed in again (cycle walking) until it falls inside, at most four times on average once N > 64.
 //! 10¹² samples cost what 10⁴ do, and whoever asks gets the same answer.
+//!
+//! `data.order = "blocks"` keeps samples that lie together near each other (see [`SampleOrder::of`]).
+
+mod blocks;
 
 use crate::ids::Epoch;
 use crate::mix::{self, Purpose};
-use crate::recipe::Sampling;
+use crate::recipe::{Recipe, Sampling};
+use blocks::Blocks;
 
 const ROUNDS: u64 = 8;
 
@@ -17,15 +22,21 @@ pub struct SampleOrder {
     num_samples: u64,
     sampling: Sampling,
     half_bits: u32,
+    blocks: Option<Blocks>,
 }
 
 impl SampleOrder {
-    /// For `num_samples` ≤ 2⁶³ samples.
+    /// For `num_samples` ≤ 2⁶³ samples, any of which may follow any other.
     pub fn new(seed: u64, num_samples: u64, sampling: Sampling) -> Self {
-        let bits = 64 - num_samples.saturating_sub(1).leading_zeros();
-        // At least 2⁶: on smaller domains a Feistel network reaches too few permutations.
-        let half_bits = bits.div_ceil(2).max(3);
-        Self { seed, num_samples, sampling, half_bits }
+        Self { seed, num_samples, sampling, half_bits: half_bits(num_samples), blocks: None }
+    }
+
+    /// That of a recipe over its `num_samples` training samples. With `order = "blocks"` every epoch turns the samples
+    /// round by a number that is drawn, so that what is left over of whole blocks is not always the same; draws the order
+    /// of the blocks; and shuffles samples over windows of so many blocks, the last of which also has what was left over.
+    pub fn of(recipe: &Recipe, num_samples: u64) -> Self {
+        let order = Self::new(recipe.train.seed, num_samples, recipe.data.sampling);
+        Self { blocks: Blocks::of(&recipe.data), ..order }
     }
 
     /// Number of samples, and of positions.
@@ -39,27 +50,16 @@ impl SampleOrder {
             return 0;
         }
         debug_assert!(position < self.num_samples, "position {position} of {}", self.num_samples);
-        match self.sampling {
-            Sampling::Once => self.permuted(epoch, position),
-            Sampling::WithReplacement => self.drawn(epoch, position),
+        match (self.sampling, self.blocks) {
+            (Sampling::Once, None) => self.permuted(epoch, position),
+            (Sampling::Once, Some(blocks)) => blocks.sample((self.seed, epoch), self.num_samples, position),
+            (Sampling::WithReplacement, _) => self.drawn(epoch, position),
         }
     }
 
     fn permuted(&self, epoch: Epoch, position: u64) -> u64 {
         let key = mix::key(Purpose::Order, &[self.seed, epoch.0]);
-        let mask = (1u64 << self.half_bits) - 1;
-        let mut at = position;
-        loop {
-            let (mut left, mut right) = ((at >> self.half_bits) & mask, at & mask);
-            for round in 1..=ROUNDS {
-                let keyed = mix::mix(key.wrapping_add(round.wrapping_mul(mix::GAMMA)) ^ mix::mix(right));
-                (left, right) = (right, left ^ (keyed >> (64 - self.half_bits)));
-            }
-            at = (left << self.half_bits) | right;
-            if at < self.num_samples {
-                return at;
-            }
-        }
+        permuted(key, (self.num_samples, self.half_bits), position)
     }
 
     fn drawn(&self, epoch: Epoch, position: u64) -> u64 {
@@ -68,6 +68,30 @@ impl SampleOrder {
             hash = hash.wrapping_add(mix::GAMMA);
             mix::mix(hash)
         })
+    }
+}
+
+/// Half of the bits of the domain in which `num` samples are permuted.
+fn half_bits(num: u64) -> u32 {
+    let bits = 64 - num.saturating_sub(1).leading_zeros();
+    // At least 2⁶: on smaller domains a Feistel network reaches too few permutations.
+    bits.div_ceil(2).max(3)
+}
+
+/// Where a keyed permutation of `[0, num)` puts `position`.
+fn permuted(key: u64, (num, half_bits): (u64, u32), position: u64) -> u64 {
+    let mask = (1u64 << half_bits) - 1;
+    let mut at = position;
+    loop {
+        let (mut left, mut right) = ((at >> half_bits) & mask, at & mask);
+        for round in 1..=ROUNDS {
+            let keyed = mix::mix(key.wrapping_add(round.wrapping_mul(mix::GAMMA)) ^ mix::mix(right));
+            (left, right) = (right, left ^ (keyed >> (64 - half_bits)));
+        }
+        at = (left << half_bits) | right;
+        if at < num {
+            return at;
+        }
     }
 }
 

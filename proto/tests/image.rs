@@ -51,5 +51,31 @@ fn images_of_a_folder_have_no_mean_image_and_other_sets_no_such_keys() {
     let error = Recipe::from_toml("[data]\nkind = \"image-folder\"\n", "r.toml").unwrap_err().to_string();
     assert!(error.contains("`data.normalize` is \"pixel_mean\", expected \"channel\""), "{error}");
     let error = Recipe::from_toml("[data.image]\ncrop = 32\n", "r.toml").unwrap_err().to_string();
-    assert!(error.contains("they are for kind = \"image-folder\" only"), "{error}");
+    assert!(error.contains("they are for kind = \"image-folder\" or \"webdataset\" only"), "{error}");
+}
+
+#[test]
+fn shards_have_the_keys_of_image_files_and_those_of_stores() {
+    let of = |keys: &str| {
+        let text = format!("[data]\nkind = \"webdataset\"\nnormalize = \"channel\"\n{keys}\n");
+        Recipe::from_toml(&text, "r.toml")
+    };
+    let plain = of("").unwrap();
+    assert_eq!((plain.data.kind, &*plain.data.path), (DataKind::Webdataset, "data/imagenet-shards"));
+    assert_eq!((plain.data.cache_bytes, plain.data.read_timeout_s, plain.data.block), (8 << 30, 120.0, 1024));
+    // where data lies and how they are fetched may differ on resume, the order may not
+    let elsewhere = of("path = \"s3://b/x\"\ncache_bytes = 0\ncache_dir = \"/x\"\nread_timeout_s = 1.5").unwrap();
+    assert_eq!((plain.differences(&elsewhere), plain.sha256()), (vec![], elsewhere.sha256()));
+    let blocks = of("order = \"blocks\"").unwrap();
+    assert_eq!(plain.differences(&blocks), ["data.order: \"full\" → \"blocks\""]);
+    assert_ne!(plain.sha256(), blocks.sha256());
+    for (keys, said) in [
+        ("block = 5", "it is for data.order = \"blocks\" only"),
+        ("order = \"blocks\"\nblock_window = 0", "at least 1 and at most 2^32"),
+        ("order = \"blocks\"\nsampling = \"with_replacement\"", "draws with replacement have no order"),
+        ("read_timeout_s = 0.0", "seconds, above 0"),
+    ] {
+        let error = of(keys).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }

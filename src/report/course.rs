@@ -94,12 +94,7 @@ fn counted(value: u64, of: &str) -> String {
 }
 
 fn kind(recipe: &Recipe) -> &'static str {
-    match recipe.data.kind {
-        DataKind::Cifar10 => "cifar10",
-        DataKind::Cifar100 => "cifar100",
-        DataKind::Shapes => "shapes",
-        DataKind::ImageFolder => "image-folder",
-    }
+    recipe.data.kind.name()
 }
 
 fn data_set(recipe: &Recipe, data: Option<&DataIdentity>) -> String {

@@ -229,7 +229,7 @@ pub fn num_train(recipe: &Recipe) -> u64 {
     let of_kind = match recipe.data.kind {
         DataKind::Cifar10 | DataKind::Cifar100 => 50_000,
         DataKind::Shapes => recipe.data.train_size,
-        DataKind::ImageFolder => 1_281_167, // ImageNet's, which is what such folders are mostly
+        DataKind::ImageFolder | DataKind::Webdataset => 1_281_167, // ImageNet's, which is what such sets are mostly
     };
     if recipe.data.limit > 0 { of_kind.min(recipe.data.limit) } else { of_kind }
 }

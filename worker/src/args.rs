@@ -140,7 +140,7 @@ pub enum BenchCommand {
 /// `bench loader`
 #[derive(Debug, Args)]
 pub struct BenchLoaderArgs {
-    /// A folder with images below it
+    /// A folder with images below it, or shards (then their training split)
     pub folder: PathBuf,
     /// Side of the square, pixels
     #[arg(long, env = "LOCKSTEP_CROP", value_name = "PIXELS", default_value_t = 224)]

@@ -123,7 +123,7 @@ fn contradiction(recipe: &Recipe, seen: &DataIdentity) -> Option<String> {
         DataKind::Cifar10 => ("cifar10", 10, Some((50_000, 10_000))),
         DataKind::Cifar100 => ("cifar100", 100, Some((50_000, 10_000))),
         DataKind::Shapes => ("shapes", 10, None),
-        DataKind::ImageFolder => ("image-folder", seen.num_classes.max(1), None),
+        DataKind::ImageFolder | DataKind::Webdataset => (data.kind.name(), seen.num_classes.max(1), None),
     };
     let limited = |whole: u64, limit: u64| if limit == 0 { whole } else { whole.min(limit) };
     let lengths = lengths.map(|(train, test)| (limited(train, data.limit), limited(test, data.test_limit)));

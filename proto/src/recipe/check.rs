@@ -5,7 +5,7 @@ mod image;
 use std::fmt::Display;
 
 use super::error::RecipeError;
-use super::types::{BnMomentum, BnPosition, DataKind, Recipe, ScheduleKind, Warmup};
+use super::types::{BnMomentum, BnPosition, Data, DataKind, Order, Recipe, Sampling, ScheduleKind, Warmup};
 use crate::manifest::is_plain_name;
 
 /// The most chunks of one global batch.
@@ -48,6 +48,24 @@ fn name(name: &str) -> Result<(), RecipeError> {
     )
 }
 
+/// `data.order`, and what is read from stores.
+fn order(data: &Data) -> Result<(), RecipeError> {
+    let default = Data::default();
+    if data.order == Order::Full {
+        let only = "nothing: it is for data.order = \"blocks\" only";
+        require(data.block == default.block, "data.block", data.block, only)?;
+        require(data.block_window == default.block_window, "data.block_window", data.block_window, only)?;
+    } else {
+        let once = "\"full\": draws with replacement have no order";
+        require(data.sampling == Sampling::Once, "data.order", "\"blocks\"", once)?;
+        let some = "at least 1 and at most 2^32";
+        require((1..=1 << 32).contains(&data.block), "data.block", data.block, some)?;
+        require((1..=1 << 32).contains(&data.block_window), "data.block_window", data.block_window, some)?;
+    }
+    let timeout = data.read_timeout_s;
+    require(timeout.is_finite() && timeout > 0.0, "data.read_timeout_s", timeout, "seconds, above 0")
+}
+
 fn data(recipe: &Recipe) -> Result<(), RecipeError> {
     let data = &recipe.data;
     let default = super::types::Data::default();
@@ -62,6 +80,7 @@ fn data(recipe: &Recipe) -> Result<(), RecipeError> {
     }
     let shift = data.augment.shift;
     require(shift <= 32, "data.augment.shift", shift, "at most 32, the size of an image")?;
+    order(data)?;
     image::image(data)
 }
 

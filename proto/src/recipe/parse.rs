@@ -85,6 +85,7 @@ impl Recipe {
                 DataKind::Cifar100 => "data/cifar-100-binary".to_owned(),
                 DataKind::Shapes => String::new(),
                 DataKind::ImageFolder => "data/imagenet".to_owned(),
+                DataKind::Webdataset => "data/imagenet-shards".to_owned(),
             };
         }
         if !is_set("model.width") {

@@ -2,7 +2,7 @@
 //!
 //! | keys | decide the course | may differ on resume |
 //! |---|---|---|
-//! | `elastic.*`, `checkpoint.*`, `log.*`, `data.path` | no | yes |
+//! | `elastic.*`, `checkpoint.*`, `log.*`, `data.path`, `data.cache_*`, `data.read_timeout_s` | no | yes |
 //! | `train.epochs`, `train.max_steps` | no: they only end it; yes with a cosine or polynomial schedule, which is stretched over the whole run | if larger; no |
 //! | `name` | no | no |
 //! | all others | yes | no |
@@ -18,7 +18,9 @@ use super::types::{Recipe, ScheduleKind};
 use crate::manifest::hex;
 
 /// Keys that came after the first version.
-const ADDED: [&str; 33] = [
+const ADDED: [&str; 36] = [
+    "data.block",
+    "data.block_window",
     "data.image.bad",
     "data.image.brightness",
     "data.image.contrast",
@@ -34,6 +36,7 @@ const ADDED: [&str; 33] = [
     "data.image.saturation",
     "data.image.scale",
     "data.image.std",
+    "data.order",
     "model.activation",
     "model.bn_order",
     "model.bn_precise",
@@ -111,7 +114,8 @@ impl Recipe {
 }
 
 fn is_free(key: &str) -> bool {
-    key == "data.path" || ["elastic.", "checkpoint.", "log."].iter().any(|table| key.starts_with(table))
+    let prefixes = ["elastic.", "checkpoint.", "log.", "data.cache_"];
+    ["data.path", "data.read_timeout_s"].contains(&key) || prefixes.iter().any(|table| key.starts_with(table))
 }
 
 fn is_end(key: &str) -> bool {

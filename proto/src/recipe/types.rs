@@ -3,12 +3,14 @@
 mod image;
 mod model;
 mod optim;
+mod order;
 
 use serde::{Deserialize, Serialize};
 
 pub use image::*;
 pub use model::*;
 pub use optim::*;
+pub use order::*;
 
 /// A whole recipe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -40,8 +42,16 @@ pub struct Recipe {
 pub struct Data {
     /// Which data set.
     pub kind: DataKind,
-    /// Folder of the files; unused by `shapes`. Empty: the usual one of the kind. May differ on resume.
+    /// Folder of the files, or for `webdataset` also a URL (`http://`, `https://`, `s3://`, `gs://`, `az://`, `file://`);
+    /// unused by `shapes`. Empty: the usual one of the kind. May differ on resume.
     pub path: String,
+    /// `webdataset` behind a URL: disk space for what was read from there, bytes (0: none). May differ on resume.
+    pub cache_bytes: u64,
+    /// Where that is; several processes may share it. Empty: `lockstep` in the user's cache folder. May differ on resume.
+    pub cache_dir: String,
+    /// `webdataset` behind a URL: one read that has not succeeded after so long, retries included, ends the run, seconds.
+    /// May differ on resume.
+    pub read_timeout_s: f64,
     /// `shapes` only: number of training samples that are drawn.
     pub train_size: u64,
     /// `shapes` only: number of test samples that are drawn.
@@ -52,11 +62,17 @@ pub struct Data {
     pub test_limit: u64,
     /// `once`: each sample once an epoch. `with_replacement`: positions draw samples independently.
     pub sampling: Sampling,
+    /// How far a sample may be from the one before it.
+    pub order: Order,
+    /// `order = "blocks"`: samples a block.
+    pub block: u64,
+    /// `order = "blocks"`: blocks that are shuffled together.
+    pub block_window: u64,
     /// Subtracted and divided by, from the training set's statistics.
     pub normalize: Normalize,
     /// `[data.augment]`: training only.
     pub augment: Augment,
-    /// `[data.image]`: `image-folder` only.
+    /// `[data.image]`: `image-folder` and `webdataset` only.
     pub image: Image,
 }
 
@@ -73,6 +89,26 @@ pub enum DataKind {
     Shapes,
     /// Image files in `train/<class>/` and `val/<class>/`.
     ImageFolder,
+    /// Tar shards of images, `NNNN.jpg` beside `NNNN.cls`, in `train/` and `val/`; `lockstep data pack` makes them.
+    Webdataset,
+}
+
+impl DataKind {
+    /// As recipes write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cifar10 => "cifar10",
+            Self::Cifar100 => "cifar100",
+            Self::Shapes => "shapes",
+            Self::ImageFolder => "image-folder",
+            Self::Webdataset => "webdataset",
+        }
+    }
+
+    /// Whether its images are files of any size, for which `[data.image]` is.
+    pub fn has_files(self) -> bool {
+        matches!(self, Self::ImageFolder | Self::Webdataset)
+    }
 }
 
 /// `data.sampling`
@@ -93,7 +129,7 @@ pub enum Normalize {
     /// Mean image of the training set; one scalar standard deviation over every training value.
     #[default]
     PixelMean,
-    /// Mean and standard deviation of each channel; `image-folder`: those of `data.image.mean` and `data.image.std`.
+    /// Mean and standard deviation of each channel; of image files those of `data.image.mean` and `data.image.std`.
     Channel,
     /// Values 0…1 as they are.
     None,
@@ -103,7 +139,7 @@ pub enum Normalize {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augment {
-    /// Largest shift in x and in y, pixels, zero fill after normalisation (0: none). Unused by `image-folder`.
+    /// Largest shift in x and in y, pixels, zero fill after normalisation (0: none). Unused by image files.
     pub shift: u32,
     /// Horizontal flip with probability one half.
     pub flip: bool,
@@ -231,11 +267,17 @@ impl Default for Data {
         Self {
             kind: DataKind::default(),
             path: String::new(),
+            cache_bytes: 8 << 30,
+            cache_dir: String::new(),
+            read_timeout_s: 120.0,
             train_size: 10_000,
             test_size: 2_000,
             limit: 0,
             test_limit: 0,
             sampling: Sampling::default(),
+            order: Order::default(),
+            block: 1024,
+            block_window: 16,
             normalize: Normalize::default(),
             augment: Augment::default(),
             image: Image::default(),

@@ -26,9 +26,9 @@ impl Augmentation {
         Self { down, right, flip: draws.coin() && augment.flip }
     }
 
-    /// Whether a recipe augments at all. Images of a folder have more to draw than this.
+    /// Whether a recipe augments at all. Image files have more to draw than this.
     pub fn is_wanted(data: &recipe::Data) -> bool {
-        data.kind == recipe::DataKind::ImageFolder || data.augment.shift > 0 || data.augment.flip
+        data.kind.has_files() || data.augment.shift > 0 || data.augment.flip
     }
 
     /// Writes an image, NHWC floats, from its bytes.

@@ -12,6 +12,8 @@ use lockstep_proto::recipe::Data;
 use crate::error::DataError;
 use crate::image::{Transform, Workspace};
 use crate::image_folder::read;
+use crate::shards::{Shards, is_shards};
+use crate::{Dataset, Split};
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,18 +26,57 @@ pub struct Rate {
     pub bytes: u64,
 }
 
-/// Reads the files below `folder` over and over, in an order that is drawn, on `threads` threads for at least
-/// `duration`; one pass over some of them comes before and is not counted.
+/// What is read.
+enum Files {
+    Paths(Vec<PathBuf>),
+    /// The training split of shards.
+    Shards(Box<Shards>),
+}
+
+impl Files {
+    fn open(folder: &Path, data: &Data) -> Result<Self, DataError> {
+        if is_shards(folder) {
+            let data = Data { path: folder.to_string_lossy().into_owned(), ..data.clone() };
+            return Ok(Self::Shards(Box::new(Shards::open(&data)?)));
+        }
+        let mut files = Vec::new();
+        list(folder, &mut files)?;
+        files.sort();
+        if files.is_empty() {
+            return Err(DataError::NoImages { path: folder.to_owned() });
+        }
+        Ok(Self::Paths(files))
+    }
+
+    fn num(&self) -> usize {
+        match self {
+            Self::Paths(files) => files.len(),
+            Self::Shards(shards) => shards.identity().num_train as usize,
+        }
+    }
+
+    fn path(&self, place: usize) -> PathBuf {
+        match self {
+            Self::Paths(files) => files[place].clone(),
+            Self::Shards(shards) => shards.full_name(Split::Train, place as u64).into(),
+        }
+    }
+
+    fn read(&self, place: usize, bytes: &mut Vec<u8>) -> Result<(), DataError> {
+        match self {
+            Self::Paths(files) => read(&files[place], bytes),
+            Self::Shards(shards) => Ok(shards.read(Split::Train, place as u64, bytes)?),
+        }
+    }
+}
+
+/// Reads the files below `folder`, or the training samples of shards, over and over, in an order that is drawn, on
+/// `threads` threads for at least `duration`; one pass over some of them comes before and is not counted.
 ///
 /// # Errors
 /// No files, or one that cannot be read or is broken.
 pub fn loader(folder: &Path, data: &Data, threads: usize, duration: Duration) -> Result<Rate, DataError> {
-    let mut files = Vec::new();
-    list(folder, &mut files)?;
-    files.sort();
-    if files.is_empty() {
-        return Err(DataError::NoImages { path: folder.to_owned() });
-    }
+    let files = Files::open(folder, data)?;
     let transform = Transform::new(data);
     let begin = std::sync::Barrier::new(threads.max(1));
     let parts: Vec<Result<Rate, DataError>> = std::thread::scope(|scope| {
@@ -56,7 +97,7 @@ pub fn loader(folder: &Path, data: &Data, threads: usize, duration: Duration) ->
 
 fn run(
     thread: usize,
-    files: &[PathBuf],
+    files: &Files,
     transform: &Transform,
     begin: &std::sync::Barrier,
     duration: Duration,
@@ -65,23 +106,23 @@ fn run(
         let root = path.parent().unwrap_or(path).to_owned();
         DataError::Image { path: path.to_owned(), error, root }
     };
-    let workspace = Workspace::new().map_err(|error| broken(&files[0], error));
+    let workspace = Workspace::new().map_err(|error| broken(&files.path(0), error));
     let mut rgb = Vec::new();
     let mut bytes = Vec::new();
     let mut order = Draws::new(1, Epoch(0), thread as u64);
     let mut one = |epoch: Epoch, number: u64, workspace: &mut Workspace| {
-        let path = &files[order.below(files.len() as u32) as usize];
-        read(path, &mut bytes)?;
+        let place = order.below(files.num() as u32) as usize;
+        files.read(place, &mut bytes)?;
         let mut draws = Draws::new(thread as u64, epoch, number);
         let drawn = transform.square(&bytes, Some(&mut draws), workspace, &mut rgb);
-        if drawn.map_err(|error| broken(path, error))?.flip {
+        if drawn.map_err(|error| broken(&files.path(place), error))?.flip {
             rgb.chunks_exact_mut(transform.side() * 3).for_each(flip);
         }
         std::hint::black_box(&rgb);
         Ok::<u64, DataError>(bytes.len() as u64)
     };
     let warm = workspace.and_then(|mut workspace| {
-        (0..files.len().min(64) as u64).try_for_each(|number| one(Epoch(0), number, &mut workspace).map(drop))?;
+        (0..files.num().min(64) as u64).try_for_each(|number| one(Epoch(0), number, &mut workspace).map(drop))?;
         Ok(workspace)
     });
     begin.wait(); // every thread comes here, whatever it met

@@ -8,6 +8,7 @@ use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::Epoch;
 
 use crate::image::ImageError;
+use crate::shards::ShardError;
 
 /// Data that is missing, damaged, or cannot be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +147,9 @@ pub enum DataError {
         /// `data.path`
         root: PathBuf,
     },
+    /// Shards that are missing, changed or out of reach.
+    #[error(transparent)]
+    Shards(#[from] ShardError),
     /// A sample could not be delivered.
     #[error("{at}: {source}")]
     Sample {
@@ -260,6 +264,7 @@ impl DataError {
             | Self::NoSplit { .. }
             | Self::Read { .. } => ExitCode::NoInput,
             Self::Sample { source, .. } => source.exit_code(),
+            Self::Shards(error) => error.exit_code(),
             Self::Truncated { .. }
             | Self::WrongCount { .. }
             | Self::BadLabel { .. }

@@ -74,8 +74,8 @@ impl Archive {
                 layout: CIFAR100,
             }),
             DataKind::Shapes => Err(DataError::NothingToFetch { kind: "shapes", is: "built in" }),
-            DataKind::ImageFolder => {
-                Err(DataError::NothingToFetch { kind: "image-folder", is: "a folder of your own" })
+            DataKind::ImageFolder | DataKind::Webdataset => {
+                Err(DataError::NothingToFetch { kind: kind.name(), is: "data of your own" })
             }
         }
     }

@@ -12,11 +12,10 @@ use std::path::{Path, PathBuf};
 use lockstep_proto::draws::Draws;
 use lockstep_proto::message::DataIdentity;
 use lockstep_proto::recipe;
-use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
 use crate::image::{ImageError, Transform, Workspace};
-use crate::samples::hex;
+use crate::listing;
 use crate::tree::{Entry, Tree, folder};
 use crate::{Dataset, Split};
 
@@ -105,6 +104,12 @@ impl ImageFolder {
         self.root.join(folder(split)).join(&self.classes[*class as usize]).join(&entry.name)
     }
 
+    /// The class of a sample, and its file in the class's folder.
+    pub(crate) fn entry(&self, split: Split, sample: u64) -> (u32, &Entry) {
+        let Sample { class, entry } = self.sample(split, sample);
+        (*class, entry)
+    }
+
     fn sample(&self, split: Split, sample: u64) -> &Sample {
         match split {
             Split::Train => &self.train[sample as usize],
@@ -152,25 +157,10 @@ fn number(tree: &Tree, split: Split, classes: &[OsString], limit: u64) -> Vec<Sa
     samples.take(if limit == 0 { usize::MAX } else { limit as usize }).collect()
 }
 
-/// sha256 over what a run can see of a folder without opening its images: the line `image-folder 1`; the number of
-/// classes and their names; for each split, after `data.limit` and `data.test_limit`, the number of samples, and of each
-/// its label, its size in bytes and its name. Numbers are little-endian u64; a name comes after its length.
 fn fingerprint(classes: &[OsString], splits: [&[Sample]; 2]) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(b"image-folder 1\n");
-    let name = |hasher: &mut Sha256, name: &OsString| {
-        hasher.update((name.len() as u64).to_le_bytes());
-        hasher.update(name.as_encoded_bytes());
-    };
-    hasher.update((classes.len() as u64).to_le_bytes());
-    classes.iter().for_each(|class| name(&mut hasher, class));
-    for samples in splits {
-        hasher.update((samples.len() as u64).to_le_bytes());
-        for Sample { class, entry } in samples {
-            hasher.update(u64::from(*class).to_le_bytes());
-            hasher.update(entry.bytes.to_le_bytes());
-            name(&mut hasher, &entry.name);
-        }
-    }
-    hex(&hasher.finalize())
+    let classes = classes.iter().map(|class| class.as_encoded_bytes());
+    let splits = splits.map(|samples| {
+        samples.iter().map(|Sample { class, entry }| (*class, entry.bytes, entry.name.as_encoded_bytes()))
+    });
+    listing::fingerprint(listing::IMAGE_FOLDER, classes, splits)
 }

@@ -4,7 +4,8 @@
 //! recipe.data ──► open ──► Dataset ───────────────► Loader ──► images NHWC f32 · labels · digest
 //!                  ├─ cifar    files   ┐ bytes in     ├─ order, draws, digest   (lockstep-proto)
 //!                  ├─ shapes   built in┘ memory       └─ fault   injected by tests
-//!                  └─ image_folder ── tree: files ── image: decode, cut, resize, colour
+//!                  ├─ image_folder ── tree: files ─┐
+//!                  └─ shards ── index, store, cache ┴ image: decode, cut, resize, colour
 //!                                │
 //!                  normalize · augment              audit   the digest that should have come
 //!                                                   fetch   downloads a set
@@ -23,10 +24,12 @@ pub mod fetch;
 pub mod image;
 mod image_folder;
 mod in_memory;
+mod listing;
 mod loader;
 pub mod normalize;
 mod samples;
 pub mod shapes;
+pub mod shards;
 mod tree;
 pub mod verify;
 
@@ -71,7 +74,8 @@ pub trait Dataset: Send + Sync {
     fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]) -> Result<(), DataError>;
 }
 
-/// Opens the set of a recipe: reads it into memory (CIFAR), draws it (`shapes`), or lists it (`image-folder`). `_seed` is `train.seed`, for sets
+/// Opens the set of a recipe: reads it into memory (CIFAR), draws it (`shapes`), lists it (`image-folder`), or reads its index
+/// (`webdataset`). `_seed` is `train.seed`, for sets
 /// that depend on it; none does yet: the same samples are there whatever the seed.
 ///
 /// # Errors
@@ -89,5 +93,6 @@ pub fn open(data: &recipe::Data, _seed: u64) -> Result<Arc<dyn Dataset>, DataErr
             InMemory::new("shapes", shapes::NUM_CLASSES, train, test, data)
         }
         DataKind::ImageFolder => return Ok(Arc::new(ImageFolder::open(data)?)),
+        DataKind::Webdataset => return Ok(Arc::new(shards::Shards::open(data)?)),
     }))
 }

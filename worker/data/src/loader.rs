@@ -35,7 +35,7 @@ impl Loader {
     pub fn with_fault(dataset: Arc<dyn Dataset>, recipe: &Recipe, fault: Option<LoaderFault>) -> Self {
         let seed = recipe.train.seed;
         Self {
-            order: SampleOrder::new(seed, dataset.identity().num_train, recipe.data.sampling),
+            order: SampleOrder::of(recipe, dataset.identity().num_train),
             digest: SampleDigest::new(seed),
             seed,
             augments: Augmentation::is_wanted(&recipe.data),

@@ -1,4 +1,4 @@
-//! `lockstep data verify`: looks at every image of a folder and names what is broken, odd, or in the wrong place.
+//! `lockstep data verify`: looks at every image of a folder or of shards, and names what is broken, odd, or in the wrong place.
 //!
 //! Broken is what training would end at; odd is what it reads and a person may not expect.
 
@@ -14,6 +14,7 @@ use crate::Split;
 use crate::error::DataError;
 use crate::image::{Format, Orientation, Whole};
 use crate::image_folder::{read, with_workspace};
+use crate::shards;
 use crate::tree::{Tree, folder};
 
 /// What kind of finding.
@@ -21,6 +22,8 @@ use crate::tree::{Tree, folder};
 pub enum Kind {
     /// A file that cannot be read from disk.
     Unreadable,
+    /// A shard that is missing, or not what its index says.
+    Shard,
     /// An image that is damaged or of a kind that is not read.
     Broken,
     /// A class with images in `val` and none in `train`.
@@ -48,13 +51,14 @@ pub enum Kind {
 impl Kind {
     /// Whether a run would not start, or end at it.
     pub fn is_error(self) -> bool {
-        matches!(self, Self::Unreadable | Self::Broken | Self::UnknownClass)
+        matches!(self, Self::Unreadable | Self::Shard | Self::Broken | Self::UnknownClass)
     }
 
     /// Its name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unreadable => "unreadable",
+            Self::Shard => "shard",
             Self::Broken => "broken",
             Self::UnknownClass => "unknown_class",
             Self::UntestedClass => "untested_class",
@@ -122,7 +126,7 @@ impl Report {
 
 /// Exact sums over pixels.
 #[derive(Clone, Copy, Default)]
-struct Moments {
+pub(crate) struct Moments {
     pixels: u64,
     sum: [u64; 3],
     squares: [u64; 3],
@@ -140,7 +144,7 @@ impl Moments {
         moments
     }
 
-    fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             pixels: self.pixels + other.pixels,
             sum: std::array::from_fn(|c| self.sum[c] + other.sum[c]),
@@ -148,18 +152,22 @@ impl Moments {
         }
     }
 
-    fn mean_and_deviation(&self, channel: usize) -> (f64, f64) {
+    pub(crate) fn mean_and_deviation(&self, channel: usize) -> (f64, f64) {
         let pixels = self.pixels.max(1) as f64;
         let mean = self.sum[channel] as f64 / pixels;
         (mean / 255.0, (self.squares[channel] as f64 / pixels - mean * mean).max(0.0).sqrt() / 255.0)
     }
 }
 
-/// Looks at every image under `root`, in parallel on rayon's threads; `progress` hears of images done, out of all.
+/// Looks at every image of a folder, or of shards in a folder or behind a URL, in parallel on rayon's threads; `progress`
+/// hears of images done, out of all.
 ///
 /// # Errors
-/// A folder that is missing or cannot be listed. Everything else is a finding.
+/// A folder or index that is missing or cannot be read. Everything else is a finding.
 pub fn verify(root: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Report, DataError> {
+    if shards::is_shards(root) {
+        return shards::verify(root, progress);
+    }
     let tree = Tree::read(root)?;
     let mut files = Vec::new();
     for split in [Split::Train, Split::Test] {
@@ -209,9 +217,15 @@ fn look(path: &Path) -> (Vec<Finding>, Moments) {
         };
         return (vec![finding(Kind::Unreadable, what)], Moments::default());
     }
+    look_at(path, &bytes)
+}
+
+/// Looks at the bytes of one image; its name tells what it should be.
+pub(crate) fn look_at(path: &Path, bytes: &[u8]) -> (Vec<Finding>, Moments) {
+    let finding = |kind, what: String| Finding { kind, path: path.to_owned(), what };
     let looked = with_workspace(|workspace| {
-        let whole = workspace.whole(&bytes)?;
-        let odd = oddities(path, &bytes, &whole).into_iter().map(|(kind, what)| finding(kind, what)).collect();
+        let whole = workspace.whole(bytes)?;
+        let odd = oddities(path, bytes, &whole).into_iter().map(|(kind, what)| finding(kind, what)).collect();
         Ok((odd, Moments::of(whole.rgb)))
     });
     looked.unwrap_or_else(|error| (vec![finding(Kind::Broken, error.to_string())], Moments::default()))

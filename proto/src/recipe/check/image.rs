@@ -2,12 +2,12 @@
 
 use super::require;
 use crate::recipe::error::RecipeError;
-use crate::recipe::types::{BadImage, Data, DataKind, Image, Normalize};
+use crate::recipe::types::{BadImage, Data, Image, Normalize};
 
 pub(super) fn image(data: &Data) -> Result<(), RecipeError> {
     let image = &data.image;
-    if data.kind != DataKind::ImageFolder {
-        let only = "no key of it: they are for kind = \"image-folder\" only";
+    if !data.kind.has_files() {
+        let only = "no key of it: they are for kind = \"image-folder\" or \"webdataset\" only";
         return require(*image == Image::default(), "data.image", "set", only);
     }
     let sized = "\"channel\" (data.image.mean and data.image.std, ImageNet's by default) or \"none\": the images of a \

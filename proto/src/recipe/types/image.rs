@@ -1,4 +1,4 @@
-//! `[data.image]`: from a file of any size to the square that a model sees. For `data.kind = "image-folder"`.
+//! `[data.image]`: from a file of any size to the square that a model sees. For `data.kind` `image-folder` and `webdataset`.
 
 use serde::{Deserialize, Serialize};
 
