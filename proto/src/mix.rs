@@ -29,6 +29,7 @@ pub(crate) enum Purpose {
     Replacement = 2,
     Draws = 3,
     Digest = 4,
+    Mixing = 5,
 }
 
 /// The high word of `random · n`, unbiased by rejection: uniform in `[0, n)` if `random` is uniform in 64 bits.

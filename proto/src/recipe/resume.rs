@@ -3,6 +3,7 @@
 //! | keys | decide the course | may differ on resume |
 //! |---|---|---|
 //! | `elastic.*`, `checkpoint.*`, `log.*`, `data.path` | no | yes |
+//! | `train.accumulate` | no: the same bits, in less memory | yes |
 //! | `train.epochs`, `train.max_steps` | no: they only end it; yes with a cosine or polynomial schedule, which is stretched over the whole run | if larger; no |
 //! | `name` | no | no |
 //! | all others | yes | no |
@@ -18,12 +19,15 @@ use super::types::{Recipe, ScheduleKind};
 use crate::manifest::hex;
 
 /// Keys that came after the first version.
-const ADDED: [&str; 33] = [
+const ADDED: [&str; 46] = [
     "data.image.bad",
     "data.image.brightness",
     "data.image.contrast",
     "data.image.crop",
+    "data.image.crop_milestones",
+    "data.image.crop_sizes",
     "data.image.decode",
+    "data.image.eval_crop",
     "data.image.exif",
     "data.image.hue",
     "data.image.lighting",
@@ -34,6 +38,7 @@ const ADDED: [&str; 33] = [
     "data.image.saturation",
     "data.image.scale",
     "data.image.std",
+    "data.repeats",
     "model.activation",
     "model.bn_order",
     "model.bn_precise",
@@ -46,12 +51,21 @@ const ADDED: [&str; 33] = [
     "optim.alpha",
     "optim.beta1",
     "optim.beta2",
+    "optim.clip_norm",
     "optim.eps",
     "optim.formula",
     "optim.rho",
     "optim.trust",
     "schedule.warmup_error",
     "schedule.warmup_over",
+    "train.cutmix_alpha",
+    "train.ema_after_epochs",
+    "train.ema_decay",
+    "train.ema_every",
+    "train.evaluate",
+    "train.label_smoothing",
+    "train.mix_probability",
+    "train.mixup_alpha",
 ];
 
 impl Recipe {
@@ -111,7 +125,9 @@ impl Recipe {
 }
 
 fn is_free(key: &str) -> bool {
-    key == "data.path" || ["elastic.", "checkpoint.", "log."].iter().any(|table| key.starts_with(table))
+    key == "data.path"
+        || key == "train.accumulate"
+        || ["elastic.", "checkpoint.", "log."].iter().any(|table| key.starts_with(table))
 }
 
 fn is_end(key: &str) -> bool {

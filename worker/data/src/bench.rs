@@ -65,6 +65,7 @@ fn run(
         let root = path.parent().unwrap_or(path).to_owned();
         DataError::Image { path: path.to_owned(), error, root }
     };
+    let side = transform.train_side(Epoch(1));
     let workspace = Workspace::new().map_err(|error| broken(&files[0], error));
     let mut rgb = Vec::new();
     let mut bytes = Vec::new();
@@ -73,9 +74,9 @@ fn run(
         let path = &files[order.below(files.len() as u32) as usize];
         read(path, &mut bytes)?;
         let mut draws = Draws::new(thread as u64, epoch, number);
-        let drawn = transform.square(&bytes, Some(&mut draws), workspace, &mut rgb);
+        let drawn = transform.square(&bytes, (side as u32, Some(&mut draws)), workspace, &mut rgb);
         if drawn.map_err(|error| broken(path, error))?.flip {
-            rgb.chunks_exact_mut(transform.side() * 3).for_each(flip);
+            rgb.chunks_exact_mut(side * 3).for_each(flip);
         }
         std::hint::black_box(&rgb);
         Ok::<u64, DataError>(bytes.len() as u64)
