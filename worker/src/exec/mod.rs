@@ -15,8 +15,8 @@ mod loss;
 mod meeting;
 mod norm;
 
-pub use buckets::{Buckets, Reducer};
+pub use buckets::{Buckets, Reducer, Together};
 pub use chunk::Chunk;
-pub use loss::{Counts, cross_entropy};
+pub use loss::{Counts, Targets, cross_entropy};
 pub use meeting::{LocalTree, Meeting, Scope};
 pub use norm::{Backward, Forward, Statistics, backward, forward, running_update};
