@@ -16,6 +16,11 @@ impl Draws {
         Self { key: mix::key(Purpose::Draws, &[seed, epoch.0, position]), count: 0 }
     }
 
+    /// The draws that decide how `position` is mixed: others than those of its augmentation.
+    pub fn for_mixing(seed: u64, epoch: Epoch, position: u64) -> Self {
+        Self { key: mix::key(Purpose::Mixing, &[seed, epoch.0, position]), count: 0 }
+    }
+
     /// 64 random bits: a hash of the key and the number of the draw.
     pub fn next_u64(&mut self) -> u64 {
         self.count += 1;

@@ -19,6 +19,7 @@ pub mod isa;
 pub mod manifest;
 pub mod message;
 mod mix;
+pub mod mixing;
 pub mod order;
 pub mod plan;
 pub mod recipe;

@@ -29,6 +29,7 @@ pub(crate) enum Purpose {
     Replacement = 2,
     Draws = 3,
     Digest = 4,
+    Mixing = 5,
     Blocks = 16,
     BlockWindow = 17,
     BlockTurn = 18,

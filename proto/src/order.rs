@@ -21,6 +21,7 @@ pub struct SampleOrder {
     seed: u64,
     num_samples: u64,
     sampling: Sampling,
+    repeats: u64,
     half_bits: u32,
     blocks: Option<Blocks>,
 }
@@ -28,28 +29,37 @@ pub struct SampleOrder {
 impl SampleOrder {
     /// For `num_samples` ≤ 2⁶³ samples, any of which may follow any other.
     pub fn new(seed: u64, num_samples: u64, sampling: Sampling) -> Self {
-        Self { seed, num_samples, sampling, half_bits: half_bits(num_samples), blocks: None }
+        Self { seed, num_samples, sampling, repeats: 1, half_bits: half_bits(num_samples), blocks: None }
     }
 
     /// That of a recipe over its `num_samples` training samples. With `order = "blocks"` every epoch turns the samples
     /// round by a number that is drawn, so that what is left over of whole blocks is not always the same; draws the order
     /// of the blocks; and shuffles samples over windows of so many blocks, the last of which also has what was left over.
+    /// With `repeats` each stands at so many positions in a row.
     pub fn of(recipe: &Recipe, num_samples: u64) -> Self {
         let order = Self::new(recipe.train.seed, num_samples, recipe.data.sampling);
-        Self { blocks: Blocks::of(&recipe.data), ..order }
+        let repeats = u64::from(recipe.data.repeats.max(1));
+        Self { repeats, blocks: Blocks::of(&recipe.data), ..order }
     }
 
-    /// Number of samples, and of positions.
+    /// Number of samples.
     pub fn num_samples(&self) -> u64 {
         self.num_samples
     }
 
-    /// The sample at `position < num_samples` of `epoch`. Always less than `num_samples` (0 when there are none).
+    /// Number of positions of an epoch: with repeated augmentation a multiple of the samples.
+    pub fn num_positions(&self) -> u64 {
+        self.num_samples.saturating_mul(self.repeats)
+    }
+
+    /// The sample at `position < num_positions` of `epoch`. Always less than `num_samples` (0 when there are none).
+    /// Repeats of a sample are neighbours, so that they are in one batch.
     pub fn sample(&self, epoch: Epoch, position: u64) -> u64 {
         if self.num_samples <= 1 {
             return 0;
         }
-        debug_assert!(position < self.num_samples, "position {position} of {}", self.num_samples);
+        debug_assert!(position < self.num_positions(), "position {position} of {}", self.num_positions());
+        let position = position / self.repeats;
         match (self.sampling, self.blocks) {
             (Sampling::Once, None) => self.permuted(epoch, position),
             (Sampling::Once, Some(blocks)) => blocks.sample((self.seed, epoch), self.num_samples, position),
@@ -156,6 +166,19 @@ mod tests {
         fn draws_with_replacement_stay_inside(seed: u64, num in 1u64..=1 << 63, epoch: u64, at: u64) {
             let order = SampleOrder::new(seed, num, Sampling::WithReplacement);
             prop_assert!(order.sample(Epoch(epoch), at % num) < num);
+        }
+    }
+
+    #[test]
+    fn a_repeated_sample_stands_at_positions_in_a_row_and_the_order_is_the_same() {
+        let mut recipe = Recipe::default();
+        (recipe.train.seed, recipe.data.repeats) = (4, 3);
+        let order = SampleOrder::of(&recipe, 50);
+        assert_eq!((order.num_samples(), order.num_positions()), (50, 150));
+        let repeated: Vec<u64> = (0..150).map(|position| order.sample(Epoch(2), position)).collect();
+        let plain = epoch_of(4, 50, 2);
+        for (position, sample) in repeated.into_iter().enumerate() {
+            assert_eq!(sample, plain[position / 3]);
         }
     }
 

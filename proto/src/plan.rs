@@ -3,6 +3,7 @@
 //! told of committed steps by [`Course::observe`].
 
 use crate::ids::{Epoch, SampleRange, Step};
+use crate::order::SampleOrder;
 use crate::recipe::Recipe;
 use crate::schedule::LearningRate;
 use crate::warmup::UntilError;
@@ -55,14 +56,15 @@ impl Course {
     /// For a checked recipe and the number of training samples after `data.limit`.
     pub fn new(recipe: &Recipe, num_train: u64) -> Self {
         let batch = recipe.train.batch.max(1);
-        let steps_per_epoch = num_train.div_ceil(batch);
+        let num_positions = SampleOrder::of(recipe, num_train).num_positions();
+        let steps_per_epoch = num_positions.div_ceil(batch);
         let total_steps = match (recipe.train.epochs.saturating_mul(steps_per_epoch), recipe.train.max_steps) {
             (_, limit) if recipe.train.epochs == 0 && steps_per_epoch > 0 => limit,
             (all, 0) => all,
             (all, limit) => all.min(limit),
         };
         Self {
-            num_positions: num_train,
+            num_positions,
             batch,
             steps_per_epoch,
             total_steps,

@@ -93,6 +93,13 @@ impl Tree {
         stack.pop().map(|(_, value)| value)
     }
 
+    /// Puts the value of the next subtree, ascending, on top of `stack`, and adds what completes a parent. When values of
+    /// all chunks of a range have come, in whatever subtrees, the stack holds those of its [`maximal`](Self::maximal) nodes.
+    pub fn grow<T>(self, stack: &mut Vec<(Node, T)>, value: (Node, T), mut add: impl FnMut(&mut T, T)) {
+        stack.push(value);
+        self.collapse(stack, &mut add, self.root_level());
+    }
+
     /// Adds the values of `chunks` (one each, ascending from `chunks.start`) into the values of their maximal nodes.
     pub fn fold_chunks<T>(self, chunks: Range<u32>, values: Vec<T>, mut add: impl FnMut(&mut T, T)) -> Vec<(Node, T)> {
         debug_assert_eq!(chunks.len(), values.len());
@@ -177,6 +184,27 @@ mod tests {
                         parts.extend(tree.fold_chunks(range, values, add));
                     }
                     assert_eq!(tree.fold(parts, add), expected, "{num_chunks} chunks cut at {a} and {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn in_however_many_parts_a_range_comes_its_sums_are_the_same() {
+        let add = |left: &mut String, right: String| *left = format!("({left}+{right})");
+        for num_chunks in 1..=13u32 {
+            let tree = Tree::new(num_chunks);
+            for (start, end) in (0..num_chunks).flat_map(|a| (a + 1..=num_chunks).map(move |b| (a, b))) {
+                let name = |range: Range<u32>| range.map(|i| i.to_string()).collect::<Vec<_>>();
+                let whole = tree.fold_chunks(start..end, name(start..end), add);
+                for (a, b) in (start..=end).flat_map(|a| (a..=end).map(move |b| (a, b))) {
+                    let mut stack = Vec::new();
+                    for part in [start..a, a..b, b..end] {
+                        for value in tree.fold_chunks(part.clone(), name(part), add) {
+                            tree.grow(&mut stack, value, add);
+                        }
+                    }
+                    assert_eq!(stack, whole, "{start}..{end} of {num_chunks} chunks, cut at {a} and {b}");
                 }
             }
         }

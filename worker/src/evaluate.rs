@@ -9,13 +9,14 @@ use std::time::Instant;
 use lockstep_collective::{Lane, Layout, Op as Operation};
 use lockstep_proto::ids::{Epoch, SampleRange, Step};
 use lockstep_proto::message::StepPlan;
+use lockstep_proto::recipe::Evaluate;
 use lockstep_proto::split;
 use lockstep_proto::tree::Tree;
 use lockstep_torch::TorchError;
 use rayon::prelude::*;
 
 use crate::compute::EvalOutcome;
-use crate::exec::{Chunk, Counts, Forward, LocalTree, Statistics, cross_entropy, forward, running_update};
+use crate::exec::{Chunk, Counts, Forward, LocalTree, Statistics, Targets, cross_entropy, forward, running_update};
 use crate::number::Number;
 use crate::program::{Op, Program};
 use crate::pulse::Pulse;
@@ -23,11 +24,19 @@ use crate::state::{Running, State};
 use crate::step::{StepError, Stepper};
 
 impl<A: Number> Stepper<A> {
-    /// Mean loss and error fractions of `state`, of the whole test set, equal on every rank.
+    /// Mean loss and error fractions of `state`, or of the average in it (`train.evaluate`), of the whole test set, equal
+    /// on every rank. The loss is plain cross-entropy, whatever training makes of its targets.
     ///
     /// # Errors
     /// A collective that failed; libtorch.
-    pub fn evaluate(&mut self, state: &State, step: Step) -> Result<EvalOutcome, StepError> {
+    pub fn evaluate(&mut self, state: &mut State, step: Step) -> Result<EvalOutcome, StepError> {
+        match self.recipe.train.evaluate {
+            Evaluate::Model => self.evaluate_weights(state, step),
+            Evaluate::Ema => state.with_average(|state| self.evaluate_weights(state, step)),
+        }
+    }
+
+    fn evaluate_weights(&mut self, state: &State, step: Step) -> Result<EvalOutcome, StepError> {
         let started = Instant::now();
         let samples = self.loader.dataset().identity().num_test;
         let size = self.recipe.train.eval_chunk;
@@ -49,7 +58,8 @@ impl<A: Number> Stepper<A> {
         let mut sums: Vec<Vec<f64>> = Vec::new();
         for group in ranges.chunks(rayon::current_num_threads().max(1)) {
             self.make_room(state, group.len())?;
-            let (program, loader, image, pulse) = (&self.program, &self.loader, self.image(), &self.pulse);
+            let (program, loader, pulse) = (&self.program, &self.loader, &self.pulse);
+            let image = loader.dataset().test_shape();
             let run = |(chunk, range): (&mut Chunk<A>, &SampleRange)| {
                 chunk.images.resize(range.len as usize * image.iter().product::<usize>(), 0.0);
                 chunk.labels.resize(range.len as usize, 0);
@@ -76,12 +86,12 @@ impl<A: Number> Stepper<A> {
 
     /// The plain average of batch statistics over `batches` training batches (at most an epoch), on every rank.
     fn precise(&mut self, state: &State, step: Step, batches: u64) -> Result<Vec<Running>, StepError> {
-        let num_train = self.loader.dataset().identity().num_train;
+        let num_positions = self.loader.num_positions();
         let (batch, chunk) = (self.recipe.train.batch, self.recipe.train.chunk);
         let mut running = state.running.clone();
-        for index in 0..batches.min(num_train.div_ceil(batch)) {
+        for index in 0..batches.min(num_positions.div_ceil(batch)) {
             let start = index * batch;
-            let len = batch.min(num_train - start);
+            let len = batch.min(num_positions - start);
             let shards = split::split_even(split::num_chunks(len, chunk), self.collective().world());
             let plan = StepPlan { step, epoch: Epoch(1), lr: 0.0, batch: SampleRange { start, len }, shards };
             let found = self.statistics_of(state, &plan)?;
@@ -117,5 +127,5 @@ fn infer<A: Number>(
         }
     }
     let logits = chunk.logits(program.logits)?;
-    Ok(cross_entropy(&logits, &chunk.labels, chunk.len() as f64, None))
+    Ok(cross_entropy(&logits, Targets::plain(&chunk.labels), chunk.len() as f64, None))
 }

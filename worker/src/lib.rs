@@ -13,6 +13,7 @@
 //!   step      the step loop                          program  operations, flat layout, segments
 //!   evaluate  the whole test set                     exec     chunks, norm layers, buckets
 //!   state     parameters, buffers, statistics        optim    the update
+//!   average   of the weights                         tally    loss, errors, digest; what is not a number
 //! device    the same on an accelerator: everything is enqueued, and gated
 //! ```
 //! May never: decide membership, the order of samples or the schedule; let a failed collective reach the weights.
@@ -37,6 +38,7 @@ pub mod session;
 pub mod sync;
 pub mod workshop;
 
+mod average;
 mod evaluate;
 pub mod exec;
 pub mod model;
@@ -44,8 +46,10 @@ mod number;
 mod optim;
 pub mod program;
 pub mod pulse;
+mod running;
 mod shard;
 pub mod state;
 pub mod step;
+mod tally;
 pub mod trainer;
 mod weights;

@@ -73,6 +73,20 @@ impl Optimizer {
         }
     }
 
+    /// The norm of a gradient over all parameters, in f64 and always added in the same order; with `optim.clip_norm` = c a
+    /// larger one is scaled to `c`, as PyTorch's `clip_grad_norm_` does: `g ← g·c / (norm + 1e-6)`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn clip(&self, gradient: &mut Tensor) -> Result<f64, TorchError> {
+        let norm = lockstep_torch::squares(gradient)?.sqrt();
+        let scale = self.optim.clip_norm / (norm + 1e-6);
+        if self.optim.clip_norm > 0.0 && scale < 1.0 {
+            let _ = gradient.f_mul_scalar_(scale)?;
+        }
+        Ok(norm)
+    }
+
     /// g += wd·p, where decay applies.
     fn penalise(&self, state: &State, gradient: &Tensor) -> Result<(), TorchError> {
         let weight_decay = self.optim.weight_decay;

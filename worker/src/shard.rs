@@ -10,7 +10,7 @@ use lockstep_proto::recipe::Reduction;
 use lockstep_proto::split;
 use lockstep_proto::tree::Tree;
 
-use crate::exec::LocalTree;
+use crate::exec::{LocalTree, Together};
 
 /// A shard, and the layout of everybody's.
 #[derive(Clone)]
@@ -44,4 +44,33 @@ impl Shard {
         let chunks = own.map(|i| split::chunk_positions(plan.batch, chunk, i)).collect();
         Self { chunks, layout, local, counts: plan.shards.clone(), num_chunks }
     }
+
+    /// The chunks in `num` parts as equal as may be, fewer where there are fewer chunks; one without chunks where there are
+    /// none. `sends` is the number of sums that this rank sends of a bucket.
+    pub fn parts(&self, num: u32, sends: usize) -> Vec<Part> {
+        let len = self.chunks.len();
+        let num = (num as usize).clamp(1, len.max(1));
+        let mut at = 0;
+        let mut parts = Vec::with_capacity(num);
+        for i in 0..num {
+            // The larger ones first, so that room is given back once.
+            let own = at..at + len / num + usize::from(i < len % num);
+            at = own.end;
+            let first = self.local.chunks.start;
+            let chunks = first + own.start as u32..first + own.end as u32;
+            let together =
+                Together { local: LocalTree { tree: self.local.tree, chunks }, sends: (i + 1 == num).then_some(sends) };
+            parts.push(Part { chunks: self.chunks[own].to_vec(), together });
+        }
+        parts
+    }
+}
+
+/// Chunks of a shard that are computed together.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Positions of each.
+    pub chunks: Vec<SampleRange>,
+    /// How their gradients go into the sums of the rank.
+    pub together: Together,
 }

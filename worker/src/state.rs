@@ -10,6 +10,7 @@ use lockstep_torch::{TorchError, read_bytes, write_bytes};
 use sha2::{Digest, Sha256 as Hasher};
 use tch::{Device, Kind, Tensor};
 
+use crate::average::{Average, PREFIX};
 use crate::compute::{Dtype, Named};
 use crate::optim;
 use crate::program::{FlatLayout, Init, ParamId, Program};
@@ -78,6 +79,8 @@ pub struct State {
     pub buffers: Vec<Buffer>,
     /// By norm layer.
     pub running: Vec<Running>,
+    /// With `train.ema_decay`.
+    pub average: Option<Average>,
 }
 
 impl State {
@@ -95,7 +98,7 @@ impl State {
         let flat = || Tensor::f_zeros([layout.len as i64], (kind, Device::Cpu));
         let buffer = |name: &&'static str| Ok(Buffer { name, values: flat()? });
         let buffers = optim::buffers(solver).iter().map(buffer).collect::<Result<_, TorchError>>()?;
-        let mut state = Self { id: None, master: flat()?, buffers, running: Vec::new() };
+        let mut state = Self { id: None, master: flat()?, buffers, running: Vec::new(), average: None };
         state.reset_running(program);
         Ok(state)
     }
@@ -121,6 +124,7 @@ impl State {
             let logical = Tensor::f_from_slice(&values)?.f_view(param.shape.as_slice())?;
             self.view(program, layout, ParamId(i))?.f_copy_(&logical)?;
         }
+        self.restart_average()?;
         self.id = None;
         Ok(())
     }
@@ -139,18 +143,12 @@ impl State {
     /// What libtorch says.
     pub fn model(&self, program: &Program, layout: &FlatLayout) -> Result<Vec<Named>, TorchError> {
         let mut named = self.named(&self.master, "", program, layout)?;
-        for (norm, running) in program.norms.iter().zip(&self.running) {
-            for (suffix, values) in [("running_mean", &running.mean), ("running_var", &running.variance)] {
-                let name = format!("{}.{suffix}", norm.name);
-                let shape = vec![norm.channels];
-                named.push(Named { name, dtype: self.dtype(), shape, bytes: self.numbers_to_bytes(values) });
-            }
-        }
+        named.extend(self.named_running(&self.running, "", program));
         named.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(named)
     }
 
-    /// The optimizer's state by name, sorted: `momentum.<parameter>` and the like.
+    /// The optimizer's state by name, sorted: `momentum.<parameter>` and the like, and of an average `ema.<parameter>`.
     ///
     /// # Errors
     /// What libtorch says.
@@ -158,6 +156,10 @@ impl State {
         let mut named = Vec::new();
         for Buffer { name, values } in &self.buffers {
             named.extend(self.named(values, &format!("{name}."), program, layout)?);
+        }
+        if let Some(average) = &self.average {
+            named.extend(self.named(&average.values, PREFIX, program, layout)?);
+            named.extend(self.named_running(&average.running, PREFIX, program));
         }
         named.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(named)
@@ -183,7 +185,9 @@ impl State {
                 .buffers
                 .iter()
                 .map(|buffer| (&buffer.values, &optimizer, format!("{}.{}", buffer.name, param.name)));
-            for (flat, source, name) in std::iter::once((&self.master, &model, param.name.clone())).chain(buffers) {
+            let average = self.average.iter().map(|of| (&of.values, &optimizer, format!("{PREFIX}{}", param.name)));
+            let own = std::iter::once((&self.master, &model, param.name.clone()));
+            for (flat, source, name) in own.chain(buffers).chain(average) {
                 let Some(named) = source.get(name.as_str()) else { return Err(StateError::Missing(name)) };
                 let mut logical =
                     Tensor::f_empty(param.shape.as_slice(), (flat.kind(), Device::Cpu)).map_err(TorchError::from)?;
@@ -192,11 +196,14 @@ impl State {
             }
         }
         let double = self.dtype() == Dtype::F64;
-        for (norm, running) in program.norms.iter().zip(&mut self.running) {
-            for (suffix, values) in [("running_mean", &mut running.mean), ("running_var", &mut running.variance)] {
-                let name = format!("{}.{suffix}", norm.name);
-                let Some(named) = model.get(name.as_str()) else { return Err(StateError::Missing(name)) };
-                *values = bytes_to_numbers(&named.bytes, double);
+        let averaged = self.average.iter_mut().map(|average| (&mut average.running, &optimizer, PREFIX));
+        for (layers, source, prefix) in std::iter::once((&mut self.running, &model, "")).chain(averaged) {
+            for (norm, running) in program.norms.iter().zip(layers) {
+                for (suffix, values) in [("running_mean", &mut running.mean), ("running_var", &mut running.variance)] {
+                    let name = format!("{prefix}{}.{suffix}", norm.name);
+                    let Some(named) = source.get(name.as_str()) else { return Err(StateError::Missing(name)) };
+                    *values = bytes_to_numbers(&named.bytes, double);
+                }
             }
         }
         Ok(())
@@ -228,7 +235,10 @@ impl State {
         for buffer in &self.buffers {
             bytes.extend(read_bytes(&buffer.values)?);
         }
-        for running in &self.running {
+        if let Some(average) = &self.average {
+            bytes.extend(read_bytes(&average.values)?);
+        }
+        for running in self.running.iter().chain(self.average.iter().flat_map(|average| &average.running)) {
             bytes.extend(running.mean.iter().chain(&running.variance).flat_map(|x| x.to_le_bytes()));
         }
         Ok(bytes)
@@ -241,19 +251,22 @@ impl State {
     pub fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), StateError> {
         let flat = self.master.numel() * self.master.kind().elt_size_in_bytes();
         let numbers: usize = self.running.iter().map(|r| r.mean.len() + r.variance.len()).sum();
-        let want = (1 + self.buffers.len()) * flat + 8 * numbers;
+        let sets = 1 + usize::from(self.average.is_some());
+        let want = (sets + self.buffers.len()) * flat + sets * 8 * numbers;
         if bytes.len() != want {
             return Err(StateError::Length { have: bytes.len(), want });
         }
         let (own, mut rest) = bytes.split_at(flat);
         write_bytes(&mut self.master, own)?;
-        for buffer in &mut self.buffers {
+        let averaged = self.average.iter_mut().map(|average| &mut average.values);
+        for values in self.buffers.iter_mut().map(|buffer| &mut buffer.values).chain(averaged) {
             let (own, after) = rest.split_at(flat);
-            write_bytes(&mut buffer.values, own)?;
+            write_bytes(values, own)?;
             rest = after;
         }
         let mut rest = bytes_to_numbers(rest, true).into_iter();
-        for running in &mut self.running {
+        let averaged = self.average.iter_mut().flat_map(|average| &mut average.running);
+        for running in self.running.iter_mut().chain(averaged) {
             running.mean.iter_mut().chain(&mut running.variance).zip(rest.by_ref()).for_each(|(to, from)| *to = from);
         }
         Ok(())
@@ -280,6 +293,17 @@ impl State {
             })
         };
         program.params.iter().enumerate().map(one).collect()
+    }
+
+    fn named_running(&self, layers: &[Running], prefix: &str, program: &Program) -> Vec<Named> {
+        let mut named = Vec::new();
+        for (norm, running) in program.norms.iter().zip(layers) {
+            for (suffix, values) in [("running_mean", &running.mean), ("running_var", &running.variance)] {
+                let (name, shape) = (format!("{prefix}{}.{suffix}", norm.name), vec![norm.channels]);
+                named.push(Named { name, dtype: self.dtype(), shape, bytes: self.numbers_to_bytes(values) });
+            }
+        }
+        named
     }
 
     fn numbers_to_bytes(&self, values: &[f64]) -> Vec<u8> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_collective::{Collective, CollectiveError, Solo};
-use lockstep_data::{DataError, Loader};
-use lockstep_proto::ids::{Generation, SampleRange, StateId, Step};
+use lockstep_data::{DataError, Destination, Loader, Part};
+use lockstep_proto::ids::{Epoch, Generation, SampleRange, StateId, Step};
 use lockstep_proto::message::{StepPlan, StepTimes};
 use lockstep_proto::recipe::{BatchNorm, Precision, Recipe};
 use lockstep_torch::TorchError;
@@ -16,8 +16,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::compute::StepOutcome;
 use crate::exec::{
-    Backward, Buckets, Chunk, Counts, Forward, Meeting, Reducer, Scope, Statistics, backward, cross_entropy, forward,
-    running_update,
+    Backward, Buckets, Chunk, Counts, Forward, Meeting, Reducer, Scope, Statistics, Targets, Together, backward,
+    cross_entropy, forward, running_update,
 };
 use crate::number::Number;
 use crate::optim::{Optimizer, Pace};
@@ -25,6 +25,7 @@ use crate::program::{FlatLayout, NormId, Op, Param, ParamId, Program, Segment};
 use crate::pulse::Pulse;
 use crate::shard::Shard;
 use crate::state::{State, view_of};
+use crate::tally::{Tally, Totals};
 
 /// Why a step did not happen. The state is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -41,21 +42,28 @@ pub enum StepError {
     /// The device cannot be used any more by this process.
     #[error("{0}")]
     Lost(String),
-    /// The loss is NaN or infinite.
-    #[error(
-        "the loss of step {step} is {loss} (positions {positions} of epoch {epoch}): lower the learning rate or \
-             warm it up, and look at these samples"
-    )]
-    NotFinite {
-        /// The step.
-        step: Step,
-        /// The loss.
-        loss: f64,
-        /// Its epoch.
-        epoch: u64,
-        /// Its global batch.
-        positions: SampleRange,
-    },
+    /// The loss or the gradient is NaN or infinite.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+}
+
+/// A step that cannot be taken, and where to look.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(
+    "the {what} in step {step} (positions {positions} of epoch {epoch}): {samples}; lower the learning rate, warm it up \
+     or set optim.clip_norm, and look at these samples"
+)]
+pub struct NotFinite {
+    /// The step.
+    pub step: Step,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its global batch.
+    pub positions: SampleRange,
+    /// `loss is NaN`
+    pub what: String,
+    /// Which samples, as far as that can be told.
+    pub samples: String,
 }
 
 /// Everything but the state that steps need; `A` is the number type of the weights.
@@ -67,6 +75,7 @@ pub struct Stepper<A> {
     pub(crate) loader: Loader,
     pub(crate) recipe: Recipe,
     kind: Kind,
+    /// Height, width and channels of the batch in hand.
     image: [usize; 3],
     /// What operations see: the master weights, or with bf16 a buffer cast once a step.
     compute: Tensor,
@@ -81,26 +90,26 @@ pub struct Stepper<A> {
 }
 
 /// Numbers of one norm layer between forward and backward.
-struct Layer<A> {
+pub(crate) struct Layer<A> {
     /// One for all chunks, or one a chunk.
-    statistics: Vec<Statistics>,
+    pub(crate) statistics: Vec<Statistics>,
     forward: Vec<Forward<A>>,
 }
 
 /// What the parts of one step share.
-struct Pass<A> {
-    meeting: Meeting,
+pub(crate) struct Pass<A> {
+    pub(crate) meeting: Meeting,
     /// The vector region of the master weights: biases, γ and β.
     vectors: Vec<A>,
     /// Samples of the global batch.
-    batch: u64,
+    pub(crate) batch: u64,
     /// Seconds spent on communication that compute did not hide.
     comm: f64,
 }
 
 impl<A> Pass<A> {
     /// Runs what waits for other ranks, and counts its seconds.
-    fn wait<T>(&mut self, f: impl FnOnce(&Meeting) -> T) -> T {
+    pub(crate) fn wait<T>(&mut self, f: impl FnOnce(&Meeting) -> T) -> T {
         let start = Instant::now();
         let out = f(&self.meeting);
         self.comm += start.elapsed().as_secs_f64();
@@ -162,23 +171,31 @@ impl<A: Number> Stepper<A> {
         let started = Instant::now();
         let (shard, mut pass) = self.begin(state, plan)?;
         self.take_weights(state)?;
-        let data = self.load(state, plan, &shard)?;
-        let layers = self.forward(&mut pass)?;
-        let counts = self.loss(plan.batch.len)?;
-        let totals = self.totals(&mut pass, &counts)?;
-        if !totals.loss.is_finite() {
-            let (step, epoch, positions) = (plan.step, plan.epoch.0, plan.batch);
-            return Err(StepError::NotFinite { step, loss: totals.loss, epoch, positions });
+        self.buckets.begin_step();
+        let (mut tally, mut totals, mut data) = (Tally::default(), Totals::default(), 0.0);
+        let sends = pass.meeting.layout.num_partials(self.collective.rank());
+        for part in shard.parts(self.recipe.train.accumulate, sends) {
+            data += self.load(state, plan, &part.chunks)?;
+            let layers = self.forward(&mut pass)?;
+            let counts = self.loss(plan.batch.len)?;
+            tally.count(&self.chunks, &counts);
+            if part.together.sends.is_some() {
+                let loader = &self.loader;
+                totals = pass.wait(|meeting| tally.totals(meeting, loader, plan))?;
+            }
+            tally.running.extend(self.running_messages(&pass, &layers));
+            self.backward(&mut pass, &layers, &part.together)?;
         }
-        self.backward(&mut pass, &layers)?;
-        let running = self.running(&mut pass, &layers)?;
+        let running = self.running(&mut pass, tally.running)?;
         let comm = pass.comm + self.reducer.wait(&mut self.buckets)?;
 
         // From here on nothing can fail but this machine: every rank has the whole sum.
         self.take_gradient()?;
+        self.clip(plan)?;
         self.optimizer.update(state, &mut self.gradient, Pace { step: plan.step, lr: plan.lr })?;
         let index = plan.batch.start / self.recipe.train.batch;
         running_update::<A>(&mut state.running, &running, self.recipe.model.bn_momentum.at(index));
+        state.update_average::<A>(&self.recipe.train, plan.epoch, plan.step)?;
         let lineage = state.id.map(|id| id.lineage).unwrap_or_default();
         state.id = Some(StateId { lineage, generation, step: plan.step });
         self.shard = Some(shard);
@@ -194,7 +211,7 @@ impl<A: Number> Stepper<A> {
         })
     }
 
-    fn begin(&self, state: &State, plan: &StepPlan) -> Result<(Shard, Pass<A>), TorchError> {
+    pub(crate) fn begin(&self, state: &State, plan: &StepPlan) -> Result<(Shard, Pass<A>), TorchError> {
         let train = &self.recipe.train;
         let shard = Shard::new(plan, self.collective.rank(), train.chunk, train.reduction, self.shard.as_ref());
         let (meeting, vectors) = (self.meeting(&shard, plan.step), self.vectors(state)?);
@@ -256,14 +273,18 @@ impl<A: Number> Stepper<A> {
     }
 
     /// Returns the seconds that the slowest chunk took.
-    fn load(&mut self, state: &State, plan: &StepPlan, shard: &Shard) -> Result<f64, StepError> {
-        self.make_room(state, shard.chunks.len())?;
+    pub(crate) fn load(&mut self, state: &State, plan: &StepPlan, chunks: &[SampleRange]) -> Result<f64, StepError> {
+        self.make_room(state, chunks.len())?;
+        self.image = self.loader.dataset().train_shape(plan.epoch);
         let (loader, image) = (&self.loader, self.image);
-        self.chunks.par_iter_mut().with_max_len(1).zip(&shard.chunks).try_for_each(|(chunk, positions)| {
+        self.chunks.par_iter_mut().with_max_len(1).zip(chunks).try_for_each(|(chunk, positions)| {
             let start = Instant::now();
             chunk.images.resize(positions.len as usize * image.iter().product::<usize>(), 0.0);
             chunk.labels.resize(positions.len as usize, 0);
-            chunk.digest = loader.load_train(plan.epoch, *positions, &mut chunk.images, &mut chunk.labels)?;
+            let part = Part { epoch: plan.epoch, batch: plan.batch, positions: *positions };
+            let Chunk { images, labels, partners, .. } = chunk;
+            chunk.digest = loader.load_part(part, Destination { images, labels, partners })?;
+            chunk.positions = *positions;
             chunk.take_images(image)?;
             chunk.load_seconds = start.elapsed().as_secs_f64();
             Ok::<(), StepError>(())
@@ -272,7 +293,7 @@ impl<A: Number> Stepper<A> {
     }
 
     /// Every chunk through every segment; between two segments they meet.
-    fn forward(&mut self, pass: &mut Pass<A>) -> Result<Vec<Option<Layer<A>>>, StepError> {
+    pub(crate) fn forward(&mut self, pass: &mut Pass<A>) -> Result<Vec<Option<Layer<A>>>, StepError> {
         let mut layers: Vec<Option<Layer<A>>> = self.program.norms.iter().map(|_| None).collect();
         for segment in &self.segments {
             let entered = segment.enters.and_then(|op| self.program.norm_at(op)).and_then(|n| layers[n.0].as_ref());
@@ -320,36 +341,30 @@ impl<A: Number> Stepper<A> {
         (h.div_ceil(stride) * w.div_ceil(stride)) as f64
     }
 
-    /// Sums of this rank's chunks, and the gradient of the logits.
+    /// Sums of these chunks, and the gradient of the logits.
     fn loss(&mut self, batch: u64) -> Result<Vec<Counts>, TorchError> {
-        let logits = self.program.logits;
+        let (logits, smoothing) = (self.program.logits, self.recipe.train.label_smoothing);
         let one = |chunk: &mut Chunk<A>| {
             let values = chunk.logits(logits)?;
             let mut gradient = vec![A::default(); values.len()];
-            let counts = cross_entropy(&values, &chunk.labels, batch as f64, Some(&mut gradient));
+            let targets = Targets { labels: &chunk.labels, partners: &chunk.partners, smoothing };
+            let counts = cross_entropy(&values, targets, batch as f64, Some(&mut gradient));
+            chunk.strange = if counts.loss.is_finite() { Vec::new() } else { strange(chunk, &values, targets) };
             chunk.start_backward(logits, &gradient)?;
             Ok(counts)
         };
         self.chunks.par_iter_mut().with_max_len(1).map(one).collect()
     }
 
-    /// Loss, errors and digest over the global batch. Counts are exact in f64; a digest travels as four 16-bit parts.
-    fn totals(&self, pass: &mut Pass<A>, counts: &[Counts]) -> Result<Totals, StepError> {
-        let message = |(chunk, counts): (&Chunk<A>, &Counts)| {
-            let parts = (0..4).map(|i| ((chunk.digest >> (16 * i)) & 0xffff) as f64);
-            [counts.loss, counts.wrong as f64].into_iter().chain(parts).collect()
-        };
-        let messages: Vec<Vec<f64>> = self.chunks.iter().zip(counts).map(message).collect();
-        let sums = pass.wait(|m| m.over_ranks(m.op("loss and digest", 0), messages, 6))?;
-        let digest = (0..4).fold(0u64, |sum, i| sum.wrapping_add((sums[2 + i] as u64) << (16 * i)));
-        Ok(Totals { loss: sums[0], wrong: sums[1] as u64, digest })
-    }
-
     /// Every chunk back through every segment. A parameter whose gradient is finished in all chunks goes into its
     /// bucket, a full bucket on its way.
-    fn backward(&mut self, pass: &mut Pass<A>, layers: &[Option<Layer<A>>]) -> Result<(), StepError> {
-        let has_chunks = !self.chunks.is_empty();
-        self.buckets.begin(pass.meeting.layout.num_partials(self.collective.rank()), has_chunks);
+    fn backward(
+        &mut self,
+        pass: &mut Pass<A>,
+        layers: &[Option<Layer<A>>],
+        together: &Together,
+    ) -> Result<(), StepError> {
+        self.buckets.begin(together);
         let mut met: Vec<Backward<A>> = Vec::new();
         for s in (0..self.segments.len()).rev() {
             let segment = &self.segments[s];
@@ -367,13 +382,13 @@ impl<A: Number> Stepper<A> {
                 }
                 Ok::<(), TorchError>(())
             })?;
-            self.send_finished(s, &pass.meeting)?;
+            self.send_finished(s, &pass.meeting, together)?;
             if let (Some(norm), Some(layer)) = (entered, layer) {
                 met = self.met(pass, norm, layer)?;
             }
         }
-        let last = self.buckets.add_vectors(&self.chunks, &pass.meeting.local);
-        self.reducer.send(&mut self.buckets, last, pass.meeting.step, &pass.meeting.layout)?;
+        let last = self.buckets.add_vectors(&self.chunks, &together.local);
+        self.send(last, &pass.meeting, together)?;
         self.chunks.iter_mut().for_each(Chunk::clear);
         Ok(())
     }
@@ -394,50 +409,34 @@ impl<A: Number> Stepper<A> {
         Ok(layer.statistics.iter().map(|s| backward(s, &gamma, &sums)).collect())
     }
 
-    fn send_finished(&mut self, segment: usize, meeting: &Meeting) -> Result<(), StepError> {
-        for op in self.program.ops[self.segments[segment].ops.clone()].iter().rev() {
+    fn send_finished(&mut self, segment: usize, meeting: &Meeting, together: &Together) -> Result<(), StepError> {
+        let program = Arc::clone(&self.program);
+        for op in program.ops[self.segments[segment].ops.clone()].iter().rev() {
             let (Op::Conv { w, .. } | Op::Linear { w, .. }) = op else { continue };
-            if let Some(full) = self.buckets.add_matrix(*w, &self.layout, &mut self.chunks, &meeting.local)? {
-                self.reducer.send(&mut self.buckets, full, meeting.step, &meeting.layout)?;
+            if let Some(full) = self.buckets.add_matrix(*w, &self.layout, &mut self.chunks, &together.local)? {
+                self.send(full, meeting, together)?;
             }
         }
         Ok(())
     }
 
-    /// What the running statistics are to take in: mean and unbiased variance of every layer, one after another. They
-    /// wait here until the gradient is whole. With statistics of chunks or ranks: their mean, weighted by samples.
-    fn running(&self, pass: &mut Pass<A>, layers: &[Option<Layer<A>>]) -> Result<Vec<f64>, StepError> {
-        let flat = |i: usize| -> Vec<f64> {
-            let of = |layer: &Layer<A>| {
-                let s = &layer.statistics[i.min(layer.statistics.len() - 1)];
-                let unbiased = (0..s.mean.len()).map(|c| s.unbiased(c)).collect::<Vec<_>>();
-                s.mean.iter().copied().chain(unbiased).collect::<Vec<_>>()
-            };
-            layers.iter().flatten().flat_map(of).collect()
-        };
-        if pass.meeting.scope == Scope::Global {
-            return Ok(flat(0));
+    /// Closes a bucket, and sends it if no more chunks are to come.
+    fn send(&mut self, bucket: usize, meeting: &Meeting, together: &Together) -> Result<(), StepError> {
+        if self.buckets.close(bucket, together) {
+            self.reducer.send(&mut self.buckets, bucket, meeting.step, &meeting.layout)?;
         }
-        let batch = pass.batch as f64;
-        let weighted = |(i, chunk): (usize, &Chunk<A>)| {
-            flat(i).into_iter().map(|x| x * chunk.len() as f64 / batch).collect::<Vec<_>>()
-        };
-        let len = 2 * self.program.norms.iter().map(|norm| norm.channels).sum::<usize>();
-        let messages = self.chunks.iter().enumerate().map(weighted).collect();
-        Ok(pass.wait(|m| m.over_ranks(m.op("running statistics", 0), messages, len))?)
+        Ok(())
     }
 
-    /// The forward pass of a step, for what the running statistics would take in.
-    ///
-    /// # Errors
-    /// As for a step.
-    pub(crate) fn statistics_of(&mut self, state: &State, plan: &StepPlan) -> Result<Vec<f64>, StepError> {
-        let (shard, mut pass) = self.begin(state, plan)?;
-        self.load(state, plan, &shard)?;
-        let layers = self.forward(&mut pass)?;
-        let running = self.running(&mut pass, &layers)?;
-        self.chunks.iter_mut().for_each(Chunk::clear);
-        Ok(running)
+    /// Clips the gradient, which is that of the global batch, the same on all ranks.
+    fn clip(&mut self, plan: &StepPlan) -> Result<(), StepError> {
+        let norm = self.optimizer.clip(&mut self.gradient)?;
+        if norm.is_finite() {
+            return Ok(());
+        }
+        let what = format!("loss is finite, but the norm of its gradient is {norm}");
+        let samples = "a number became too large on the way back".to_owned();
+        Err(NotFinite { step: plan.step, epoch: plan.epoch, positions: plan.batch, what, samples }.into())
     }
 
     fn take_gradient(&mut self) -> Result<(), TorchError> {
@@ -456,14 +455,18 @@ impl<A: Number> Stepper<A> {
     pub(crate) fn collective(&self) -> &dyn Collective {
         &*self.collective
     }
-
-    pub(crate) fn image(&self) -> [usize; 3] {
-        self.image
-    }
 }
 
-struct Totals {
-    loss: f64,
-    wrong: u64,
-    digest: u64,
+/// Positions of a chunk whose own loss is not finite.
+fn strange<A: Number>(chunk: &Chunk<A>, logits: &[A], targets: Targets<'_>) -> Vec<u64> {
+    let classes = logits.len() / chunk.len().max(1);
+    let is_strange = |i: &usize| {
+        let one = Targets {
+            labels: &targets.labels[*i..=*i],
+            partners: targets.partners.get(*i..=*i).unwrap_or_default(),
+            smoothing: targets.smoothing,
+        };
+        !cross_entropy(&logits[i * classes..(i + 1) * classes], one, 1.0, None).loss.is_finite()
+    };
+    (0..chunk.len()).filter(is_strange).map(|i| chunk.positions.start + i as u64).collect()
 }

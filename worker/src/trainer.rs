@@ -63,7 +63,10 @@ impl<A: Number> Trainer<A> {
             .map_err(|error| ComputeError::fatal(ExitCode::Software, format!("cannot start threads: {error}")))?;
         let program = model::build(&recipe.model, dataset.identity().num_classes);
         let layout = FlatLayout::new(&program);
-        let state = State::new(&program, &layout, recipe.train.precision, recipe.optim.solver).map_err(torch)?;
+        let mut state = State::new(&program, &layout, recipe.train.precision, recipe.optim.solver).map_err(torch)?;
+        if recipe.train.ema_decay > 0.0 {
+            state.keep_average().map_err(torch)?;
+        }
         let loader = Loader::new(dataset, recipe);
         let stepper = Stepper::new(recipe, program, loader, &state).map_err(torch)?;
         Ok(Self { recipe: recipe.clone(), state, stepper, pool: Arc::new(pool) })
@@ -109,7 +112,7 @@ pub(crate) fn step_error(error: StepError) -> ComputeError {
         StepError::Collective(error) => ComputeError::Collective(error),
         StepError::Data(error) => ComputeError::fatal(error.exit_code(), error.to_string()),
         StepError::Lost(what) => ComputeError::fatal(ExitCode::Config, what),
-        error @ (StepError::Torch(_) | StepError::NotFinite { .. }) => {
+        error @ (StepError::Torch(_) | StepError::NotFinite(_)) => {
             ComputeError::fatal(ExitCode::Software, error.to_string())
         }
     }
@@ -174,7 +177,8 @@ impl<A: Number> Compute for Trainer<A> {
 
     fn begin(&mut self) -> Result<(), ComputeError> {
         let recipe = self.recipe.clone();
-        begin(self, &recipe)
+        begin(self, &recipe)?;
+        self.state.restart_average().map_err(torch)
     }
 
     fn join(&mut self, collective: Arc<dyn Collective>) {

@@ -12,7 +12,7 @@ use lockstep_data::Dataset;
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
 use lockstep_proto::message::StepPlan;
 use lockstep_proto::recipe::{
-    Activation, BatchNorm, BnMomentum, BnOrder, BnPosition, BnRule, DataKind, Init, Model, Precision, Recipe,
+    Activation, BatchNorm, BnMomentum, BnOrder, BnPosition, BnRule, DataKind, Evaluate, Init, Model, Precision, Recipe,
     Reduction, Shortcut, Solver,
 };
 use lockstep_worker::trainer;
@@ -148,6 +148,28 @@ fn every_solver_gives_the_same_bits_on_one_and_on_three_workers() {
         assert_eq!(course(&recipe, &data, 1, &[2, 1, 2]), alone, "{solver:?}");
         assert!(!seen.contains(&alone.state), "{solver:?} is another solver in disguise");
         seen.push(alone.state);
+    }
+}
+
+#[test]
+fn mixing_repeats_clipping_averages_and_parts_do_not_depend_on_the_number_of_workers() {
+    for batch_norm in [BatchNorm::Global, BatchNorm::Chunk] {
+        let mut recipe = recipe(Precision::Fp32, batch_norm);
+        recipe.data.repeats = 3;
+        (recipe.train.label_smoothing, recipe.train.mixup_alpha, recipe.train.cutmix_alpha) = (0.1, 0.2, 1.0);
+        recipe.optim.clip_norm = 0.5;
+        (recipe.train.ema_decay, recipe.train.ema_every, recipe.train.evaluate) = (0.9, 5, Evaluate::Ema);
+        let data = lockstep_data::open(&recipe.data, 0).unwrap();
+        let alone = course(&recipe, &data, 2, &[5]);
+        if batch_norm == BatchNorm::Chunk {
+            // Parts of two ranks: 2 + 1 chunks and 1 + 1; with three, a rank has none.
+            recipe.train.accumulate = 2;
+        }
+        for shares in [&[3, 2][..], &[2, 0, 3], &[1, 1, 1, 1, 1]] {
+            assert_eq!(course(&recipe, &data, 1, shares), alone, "{batch_norm:?} shares {shares:?}");
+        }
+        recipe.optim.clip_norm = 0.0;
+        assert_ne!(course(&recipe, &data, 2, &[5]).state, alone.state, "it is clipped");
     }
 }
 

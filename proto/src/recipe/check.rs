@@ -1,6 +1,7 @@
 //! Refuses recipes that are well-formed and make no sense. The first thing wrong is reported.
 
 mod image;
+mod training;
 
 use std::fmt::Display;
 
@@ -28,6 +29,7 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     optim(recipe)?;
     schedule(recipe)?;
     train(recipe)?;
+    training::training(recipe)?;
     membership(recipe)
 }
 
@@ -78,6 +80,8 @@ fn data(recipe: &Recipe) -> Result<(), RecipeError> {
         let only = "nothing: it is for kind = \"shapes\" only (data.test_limit takes fewer test samples)";
         require(data.test_size == default.test_size, "data.test_size", data.test_size, only)?;
     }
+    let some = (1..=1024).contains(&data.repeats);
+    require(some, "data.repeats", data.repeats, "at least 1 (each sample once) and at most 1024")?;
     let shift = data.augment.shift;
     require(shift <= 32, "data.augment.shift", shift, "at most 32, the size of an image")?;
     order(data)?;
@@ -125,7 +129,9 @@ fn optim(recipe: &Recipe) -> Result<(), RecipeError> {
     let small = optim.eps.is_finite() && optim.eps >= 0.0;
     require(small, "optim.eps", optim.eps, "a finite number that is not negative (0: the solver's own)")?;
     let trust = optim.trust.is_finite() && optim.trust > 0.0;
-    require(trust, "optim.trust", optim.trust, "a finite number above 0")
+    require(trust, "optim.trust", optim.trust, "a finite number above 0")?;
+    let norm = optim.clip_norm.is_finite() && optim.clip_norm >= 0.0;
+    require(norm, "optim.clip_norm", optim.clip_norm, "a finite number that is not negative (0: none)")
 }
 
 fn schedule(recipe: &Recipe) -> Result<(), RecipeError> {

@@ -3,6 +3,7 @@
 //! | keys | decide the course | may differ on resume |
 //! |---|---|---|
 //! | `elastic.*`, `checkpoint.*`, `log.*`, `data.path`, `data.cache_*`, `data.read_timeout_s` | no | yes |
+//! | `train.accumulate` | no: the same bits, in less memory | yes |
 //! | `train.epochs`, `train.max_steps` | no: they only end it; yes with a cosine or polynomial schedule, which is stretched over the whole run | if larger; no |
 //! | `name` | no | no |
 //! | all others | yes | no |
@@ -18,14 +19,17 @@ use super::types::{Recipe, ScheduleKind};
 use crate::manifest::hex;
 
 /// Keys that came after the first version.
-const ADDED: [&str; 36] = [
+const ADDED: [&str; 49] = [
     "data.block",
     "data.block_window",
     "data.image.bad",
     "data.image.brightness",
     "data.image.contrast",
     "data.image.crop",
+    "data.image.crop_milestones",
+    "data.image.crop_sizes",
     "data.image.decode",
+    "data.image.eval_crop",
     "data.image.exif",
     "data.image.hue",
     "data.image.lighting",
@@ -37,6 +41,7 @@ const ADDED: [&str; 36] = [
     "data.image.scale",
     "data.image.std",
     "data.order",
+    "data.repeats",
     "model.activation",
     "model.bn_order",
     "model.bn_precise",
@@ -49,12 +54,21 @@ const ADDED: [&str; 36] = [
     "optim.alpha",
     "optim.beta1",
     "optim.beta2",
+    "optim.clip_norm",
     "optim.eps",
     "optim.formula",
     "optim.rho",
     "optim.trust",
     "schedule.warmup_error",
     "schedule.warmup_over",
+    "train.cutmix_alpha",
+    "train.ema_after_epochs",
+    "train.ema_decay",
+    "train.ema_every",
+    "train.evaluate",
+    "train.label_smoothing",
+    "train.mix_probability",
+    "train.mixup_alpha",
 ];
 
 impl Recipe {
@@ -115,7 +129,8 @@ impl Recipe {
 
 fn is_free(key: &str) -> bool {
     let prefixes = ["elastic.", "checkpoint.", "log.", "data.cache_"];
-    ["data.path", "data.read_timeout_s"].contains(&key) || prefixes.iter().any(|table| key.starts_with(table))
+    ["data.path", "data.read_timeout_s", "train.accumulate"].contains(&key)
+        || prefixes.iter().any(|table| key.starts_with(table))
 }
 
 fn is_end(key: &str) -> bool {

@@ -68,6 +68,9 @@ pub struct Data {
     pub block: u64,
     /// `order = "blocks"`: blocks that are shuffled together.
     pub block_window: u64,
+    /// Repeated augmentation (Hoffer et al. 2020): every sample stands at so many positions in a row, each with draws of
+    /// its own; an epoch has as many times the positions.
+    pub repeats: u32,
     /// Subtracted and divided by, from the training set's statistics.
     pub normalize: Normalize,
     /// `[data.augment]`: training only.
@@ -175,6 +178,38 @@ pub struct Train {
     pub evaluate_first: bool,
     /// Target size of a gradient bucket, bytes.
     pub bucket_bytes: u64,
+    /// Share of the target that goes to all classes alike (Szegedy et al. 2016). The training loss that is reported is with
+    /// it, the test loss without.
+    pub label_smoothing: f64,
+    /// Mixup (Zhang et al. 2018): a position shows `λ` of its own image and `1 − λ` of its partner's, `λ` from
+    /// Beta(α, α) with this α (0: none).
+    pub mixup_alpha: f64,
+    /// CutMix (Yun et al. 2019): a rectangle of the partner's image, of about `1 − λ` of the area (0: none).
+    pub cutmix_alpha: f64,
+    /// Chance that a position is mixed. With both kinds each is as likely as the other.
+    pub mix_probability: f64,
+    /// Keeps an average of the weights: `average = decay · average + (1 − decay) · weights` (0: none).
+    pub ema_decay: f64,
+    /// The average takes in the weights after every so many steps.
+    pub ema_every: u64,
+    /// Until the end of this epoch the average is a copy of the weights.
+    pub ema_after_epochs: u64,
+    /// Which weights evaluations look at.
+    pub evaluate: Evaluate,
+    /// A replica computes its shard in so many parts, one after another: as much less memory, the same bits. With
+    /// `batch_norm = "chunk"`. May differ on resume.
+    pub accumulate: u32,
+}
+
+/// `train.evaluate`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Evaluate {
+    /// Those that are trained.
+    #[default]
+    Model,
+    /// Their average, `train.ema_decay`.
+    Ema,
 }
 
 /// `train.precision`
@@ -278,6 +313,7 @@ impl Default for Data {
             order: Order::default(),
             block: 1024,
             block_window: 16,
+            repeats: 1,
             normalize: Normalize::default(),
             augment: Augment::default(),
             image: Image::default(),
@@ -307,6 +343,15 @@ impl Default for Train {
             evaluate_every_epochs: 1,
             evaluate_first: true,
             bucket_bytes: 1 << 18,
+            label_smoothing: 0.0,
+            mixup_alpha: 0.0,
+            cutmix_alpha: 0.0,
+            mix_probability: 1.0,
+            ema_decay: 0.0,
+            ema_every: 1,
+            ema_after_epochs: 0,
+            evaluate: Evaluate::default(),
+            accumulate: 1,
         }
     }
 }

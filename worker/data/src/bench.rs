@@ -106,6 +106,7 @@ fn run(
         let root = path.parent().unwrap_or(path).to_owned();
         DataError::Image { path: path.to_owned(), error, root }
     };
+    let side = transform.train_side(Epoch(1));
     let workspace = Workspace::new().map_err(|error| broken(&files.path(0), error));
     let mut rgb = Vec::new();
     let mut bytes = Vec::new();
@@ -114,9 +115,9 @@ fn run(
         let place = order.below(files.num() as u32) as usize;
         files.read(place, &mut bytes)?;
         let mut draws = Draws::new(thread as u64, epoch, number);
-        let drawn = transform.square(&bytes, Some(&mut draws), workspace, &mut rgb);
+        let drawn = transform.square(&bytes, (side as u32, Some(&mut draws)), workspace, &mut rgb);
         if drawn.map_err(|error| broken(&files.path(place), error))?.flip {
-            rgb.chunks_exact_mut(transform.side() * 3).for_each(flip);
+            rgb.chunks_exact_mut(side * 3).for_each(flip);
         }
         std::hint::black_box(&rgb);
         Ok::<u64, DataError>(bytes.len() as u64)

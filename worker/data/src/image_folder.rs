@@ -10,6 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lockstep_proto::draws::Draws;
+use lockstep_proto::ids::Epoch;
 use lockstep_proto::message::DataIdentity;
 use lockstep_proto::recipe;
 
@@ -124,7 +125,21 @@ impl Dataset for ImageFolder {
     }
 
     fn shape(&self) -> [usize; 3] {
-        [self.transform.side(), self.transform.side(), 3]
+        self.train_shape(Epoch(1))
+    }
+
+    fn train_shape(&self, epoch: Epoch) -> [usize; 3] {
+        let side = self.transform.train_side(epoch);
+        [side, side, 3]
+    }
+
+    fn test_shape(&self) -> [usize; 3] {
+        let side = self.transform.eval_side();
+        [side, side, 3]
+    }
+
+    fn name(&self, split: Split, sample: u64) -> Option<String> {
+        Some(self.path(split, sample).display().to_string())
     }
 
     fn label(&self, split: Split, sample: u64) -> u32 {

@@ -7,7 +7,7 @@
 //!                  ├─ image_folder ── tree: files ─┐
 //!                  └─ shards ── index, store, cache ┴ image: decode, cut, resize, colour
 //!                                │
-//!                  normalize · augment              audit   the digest that should have come
+//!                  normalize · augment · mix        audit   the digest that should have come
 //!                                                   fetch   downloads a set
 //!                                                   verify  looks at every image of a folder
 //! ```
@@ -26,6 +26,7 @@ mod image_folder;
 mod in_memory;
 mod listing;
 mod loader;
+mod mix;
 pub mod normalize;
 mod samples;
 pub mod shapes;
@@ -36,6 +37,7 @@ pub mod verify;
 use std::sync::Arc;
 
 use lockstep_proto::draws::Draws;
+use lockstep_proto::ids::Epoch;
 use lockstep_proto::message::DataIdentity;
 use lockstep_proto::recipe::{self, DataKind};
 
@@ -45,6 +47,7 @@ pub use fault::{FAULT_VARIABLE, LoaderFault};
 pub use image_folder::ImageFolder;
 pub use in_memory::InMemory;
 pub use loader::Loader;
+pub use mix::{Destination, Part, Partner};
 pub use samples::{Samples, fingerprint};
 
 /// Which part of a set.
@@ -61,13 +64,29 @@ pub trait Dataset: Send + Sync {
     /// What the join check and the audit compare.
     fn identity(&self) -> &DataIdentity;
 
-    /// Height, width and channels of every image.
+    /// Height, width and channels of every image; where they change in the course of a run, those of epoch 1.
     fn shape(&self) -> [usize; 3];
+
+    /// Height, width and channels of training images in an epoch.
+    fn train_shape(&self, _epoch: Epoch) -> [usize; 3] {
+        self.shape()
+    }
+
+    /// Height, width and channels of test images.
+    fn test_shape(&self) -> [usize; 3] {
+        self.shape()
+    }
+
+    /// What people know a sample by, such as its file, where there is such a thing.
+    fn name(&self, _split: Split, _sample: u64) -> Option<String> {
+        None
+    }
 
     /// The class of a sample.
     fn label(&self, split: Split, sample: u64) -> u32;
 
-    /// Writes one normalised image, NHWC (height × width × channels floats), augmented by `draws` when given.
+    /// Writes one normalised image, NHWC (height × width × channels floats), augmented by `draws` when given. The length
+    /// of `out` is that of [`train_shape`](Self::train_shape) or [`test_shape`](Self::test_shape), and says which.
     ///
     /// # Errors
     /// The image is broken (65) or cannot be read (66): its file, what is wrong, the remedy.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lockstep_proto::digest::SampleDigest;
 use lockstep_proto::draws::Draws;
 use lockstep_proto::ids::{Epoch, SampleRange};
+use lockstep_proto::mixing::Mixing;
 use lockstep_proto::order::SampleOrder;
 use lockstep_proto::recipe::Recipe;
 
@@ -21,7 +22,7 @@ pub struct Loader {
     digest: SampleDigest,
     seed: u64,
     augments: bool,
-    num_values: usize,
+    mixing: Option<Mixing>,
     fault: Option<LoaderFault>,
 }
 
@@ -39,7 +40,7 @@ impl Loader {
             digest: SampleDigest::new(seed),
             seed,
             augments: Augmentation::is_wanted(&recipe.data),
-            num_values: dataset.shape().iter().product(),
+            mixing: Mixing::new(recipe),
             dataset,
             fault,
         }
@@ -50,8 +51,27 @@ impl Loader {
         &self.dataset
     }
 
+    /// Number of positions of an epoch.
+    pub fn num_positions(&self) -> u64 {
+        self.order.num_positions()
+    }
+
+    /// How the recipe mixes positions, if it does.
+    pub(crate) fn mixing(&self) -> Option<&Mixing> {
+        self.mixing.as_ref()
+    }
+
+    /// The sample of a position, and what people know it by.
+    ///
+    /// # Panics
+    /// If the position is past the end of the epoch.
+    pub fn named(&self, epoch: Epoch, position: u64) -> (u64, Option<String>) {
+        let sample = self.order.sample(epoch, position);
+        (sample, self.dataset.name(Split::Train, sample))
+    }
+
     /// Fills `images` (positions × height × width × channels floats) and `labels` with the augmented samples of a range
-    /// of positions, which may be empty. Returns the digest of what was delivered: the wrapping sum of the hashes of
+    /// of positions, which may be empty; nothing is mixed yet. Returns the digest of what was delivered: the wrapping sum of the hashes of
     /// (position, sample, label), computed from the sample that was really read.
     ///
     /// # Errors
@@ -66,9 +86,10 @@ impl Loader {
         images: &mut [f32],
         labels: &mut [i64],
     ) -> Result<u64, DataError> {
-        self.check(positions, self.dataset.identity().num_train, images, labels);
+        let num_values = self.dataset.train_shape(epoch).iter().product();
+        check((positions, self.num_positions()), (images.len(), num_values), labels);
         let mut digest = 0_u64;
-        let slots = images.chunks_exact_mut(self.num_values).zip(labels);
+        let slots = images.chunks_exact_mut(num_values).zip(labels);
         for (position, (image, label)) in (positions.start..).zip(slots) {
             let sample = self.order.sample(epoch, self.delivered_position(epoch, position));
             let mut draws = self.augments.then(|| Draws::new(self.seed, epoch, position));
@@ -88,8 +109,9 @@ impl Loader {
     /// # Panics
     /// If a buffer has another length, or a sample is past the end of the test set.
     pub fn load_test(&self, samples: SampleRange, images: &mut [f32], labels: &mut [i64]) -> Result<(), DataError> {
-        self.check(samples, self.dataset.identity().num_test, images, labels);
-        let slots = images.chunks_exact_mut(self.num_values).zip(labels);
+        let num_values = self.dataset.test_shape().iter().product();
+        check((samples, self.dataset.identity().num_test), (images.len(), num_values), labels);
+        let slots = images.chunks_exact_mut(num_values).zip(labels);
         for (sample, (image, label)) in (samples.start..).zip(slots) {
             let class = self.fetch(Split::Test, sample, None, image);
             *label = i64::from(class.map_err(|error| error.at(Place::Test { sample }))?);
@@ -106,16 +128,14 @@ impl Loader {
     /// Every position delivers its own sample, except under an injected fault.
     fn delivered_position(&self, epoch: Epoch, position: u64) -> u64 {
         match self.fault {
-            Some(fault) if fault == (LoaderFault { epoch, position }) => {
-                (position + 1) % self.dataset.identity().num_train
-            }
+            Some(fault) if fault == (LoaderFault { epoch, position }) => (position + 1) % self.num_positions(),
             _ => position,
         }
     }
+}
 
-    fn check(&self, range: SampleRange, num_samples: u64, images: &[f32], labels: &[i64]) {
-        assert!(range.end() <= num_samples, "range {range} of {num_samples} samples");
-        assert_eq!(labels.len() as u64, range.len, "labels for range {range}");
-        assert_eq!(images.len(), labels.len() * self.num_values, "values for range {range}");
-    }
+fn check((range, all): (SampleRange, u64), (len, num_values): (usize, usize), labels: &[i64]) {
+    assert!(range.end() <= all, "range {range} of {all} samples");
+    assert_eq!(labels.len() as u64, range.len, "labels for range {range}");
+    assert_eq!(len, labels.len() * num_values, "values for range {range}");
 }

@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use common::{jpeg, put, recipe};
 use lockstep_data::{DataError, Dataset, ImageFolder, Loader, Split, expected_digest};
@@ -142,6 +143,48 @@ fn without_random_crops_training_sees_what_evaluation_sees() {
     set.image(Split::Train, 2, Some(&mut draws), &mut drawn).unwrap();
     set.image(Split::Train, 2, None, &mut plain).unwrap();
     assert_eq!(drawn, plain);
+}
+
+#[test]
+fn sides_grow_with_the_epoch_and_evaluation_has_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    folder(dir.path());
+    let mut recipe = recipe(dir.path());
+    let image = &mut recipe.data.image;
+    (image.crop, image.crop_milestones, image.crop_sizes) = (16, vec![2, 3], vec![24, 32]);
+    (image.eval_crop, image.resize) = (36, 40);
+    recipe.check().unwrap();
+    let set = lockstep_data::open(&recipe.data, 0).unwrap();
+    assert_eq!((set.shape(), set.test_shape()), ([16, 16, 3], [36, 36, 3]));
+    let loader = Loader::new(Arc::clone(&set), &recipe);
+    let mut before = Vec::new();
+    for (epoch, side) in [(1, 16), (2, 16), (3, 24), (4, 32), (5, 32)] {
+        assert_eq!(set.train_shape(Epoch(epoch)), [side, side, 3], "epoch {epoch}");
+        let (mut images, mut labels) = (vec![f32::NAN; 4 * side * side * 3], vec![0; 4]);
+        loader.load_train(Epoch(epoch), SampleRange { start: 0, len: 4 }, &mut images, &mut labels).unwrap();
+        assert!(images.iter().all(|value| value.is_finite()) && images != before);
+        before = images;
+    }
+    let (mut images, mut labels) = (vec![f32::NAN; 2 * 36 * 36 * 3], vec![0; 2]);
+    loader.load_test(SampleRange { start: 0, len: 2 }, &mut images, &mut labels).unwrap();
+    assert!(images.iter().all(|value| value.is_finite()));
+    // The same part of an image, drawn larger: the draws are those of the position, whatever the side.
+    let (small, large) = (recipe.clone(), {
+        let mut recipe = recipe.clone();
+        (recipe.data.image.crop, recipe.data.image.crop_milestones, recipe.data.image.crop_sizes) =
+            (32, vec![], vec![]);
+        recipe
+    });
+    let mean = |recipe: &Recipe, side: usize| {
+        let loader = Loader::new(lockstep_data::open(&recipe.data, 0).unwrap(), recipe);
+        let (mut images, mut labels) = (vec![0.0; 4 * side * side * 3], vec![0; 4]);
+        loader.load_train(Epoch(1), SampleRange { start: 0, len: 4 }, &mut images, &mut labels).unwrap();
+        let each = images.chunks(side * side * 3).map(|image| image.iter().sum::<f32>() / image.len() as f32);
+        each.collect::<Vec<_>>()
+    };
+    for (small, large) in mean(&small, 16).into_iter().zip(mean(&large, 32)) {
+        assert!((small - large).abs() < 0.05, "{small} and {large}");
+    }
 }
 
 #[test]

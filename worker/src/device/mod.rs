@@ -25,6 +25,7 @@ mod captures;
 mod gpu;
 mod host;
 mod pending;
+mod refusal;
 mod stepper;
 mod trainer;
 

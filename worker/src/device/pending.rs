@@ -12,7 +12,7 @@ use super::ballot;
 use super::body::outcome;
 use super::gpu::{Event, Gpu, GpuError, Place};
 use crate::compute::StepOutcome;
-use crate::step::StepError;
+use crate::step::{NotFinite, StepError};
 
 /// Steps that may be under way: one computes while the next is enqueued.
 pub const DEPTH: usize = 2;
@@ -105,8 +105,9 @@ impl Pending {
         }
         let loss = values[outcome::LOSS];
         if !loss.is_finite() {
-            let (step, epoch, positions) = (plan.step, plan.epoch.0, plan.batch);
-            return Err(StepError::NotFinite { step, loss, epoch, positions });
+            let (step, epoch, positions) = (plan.step, plan.epoch, plan.batch);
+            let samples = "which samples, a run with --devices cpu would tell".into();
+            return Err(NotFinite { step, epoch, positions, what: format!("loss is {loss}"), samples }.into());
         }
         if values[outcome::APPLIED] != plan.step.0 as f64 {
             let sums = format!("sound, but the state is still that after step {}", values[outcome::APPLIED]);

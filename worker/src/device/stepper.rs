@@ -121,7 +121,7 @@ impl Stepper {
     fn frame(&self, plan: &StepPlan) -> Frame {
         let train = &self.recipe.train;
         let shard = Shard::new(plan, self.gpu.rank(), train.chunk, train.reduction, self.shard.as_ref());
-        let [h, w, _] = self.loader.dataset().shape();
+        let [h, w, _] = self.loader.dataset().train_shape(plan.epoch);
         Frame { step: plan.step, batch: plan.batch.len, shard, image: (h, w) }
     }
 
@@ -146,7 +146,10 @@ impl Stepper {
     }
 
     fn load_one(&mut self, source: Source, tape: usize, range: SampleRange) -> Result<u64, StepError> {
-        let shape = self.loader.dataset().shape();
+        let shape = match source {
+            Source::Train(epoch) => self.loader.dataset().train_shape(epoch),
+            Source::Test => self.loader.dataset().test_shape(),
+        };
         let values: usize = shape.iter().product();
         let mut images = vec![0.0_f32; range.len as usize * values];
         let mut labels = vec![0_i64; range.len as usize];

@@ -17,6 +17,7 @@ use tch::{Device, Kind, Tensor};
 use super::body::Body;
 use super::captures::Captures;
 use super::gpu::{Gpu, GpuError};
+use super::refusal::refusal;
 use super::stepper::Stepper;
 use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
 use crate::model;
@@ -51,6 +52,9 @@ impl DeviceTrainer {
         gpu: Box<dyn Gpu>,
         threads: usize,
     ) -> Result<Self, ComputeError> {
+        if let Some(why) = refusal(recipe) {
+            return Err(ComputeError::fatal(ExitCode::Usage, why));
+        }
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .thread_name(|i| format!("loader-{i}"))

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_collective::{Collective, CollectiveError, Lane, Layout, Op};
 use lockstep_proto::ids::Step;
+use lockstep_proto::tree::Node;
 use lockstep_torch::{TorchError, tree_sum};
 use tch::Tensor;
 
@@ -59,6 +60,17 @@ pub struct Buckets<A> {
     buckets: Vec<Option<Bucket<A>>>,
     waiting: Vec<usize>,
     bucket_of: Vec<usize>,
+    /// Of each bucket, sums over subtrees of the chunks that earlier parts of the step have computed.
+    held: Vec<Vec<(Node, Vec<A>)>>,
+}
+
+/// Chunks that are computed together: all of a rank's, or with `train.accumulate` some of them.
+#[derive(Clone, Debug)]
+pub struct Together {
+    /// In the tree of the rank's chunks.
+    pub local: LocalTree,
+    /// How many sums the rank sends of each bucket, when these are the last chunks of its step.
+    pub sends: Option<usize>,
 }
 
 impl<A: Number> Buckets<A> {
@@ -70,7 +82,8 @@ impl<A: Number> Buckets<A> {
             slice.params.iter().for_each(|id| bucket_of[id.0] = index);
         }
         let buckets = slices.iter().map(|_| Some(Bucket { partials: Vec::new(), sum: Vec::new() })).collect();
-        Self { waiting: vec![0; slices.len()], slices, buckets, bucket_of }
+        let held = slices.iter().map(|_| Vec::new()).collect();
+        Self { waiting: vec![0; slices.len()], slices, buckets, bucket_of, held }
     }
 
     /// Number of buckets.
@@ -83,17 +96,18 @@ impl<A: Number> Buckets<A> {
         self.slices.is_empty()
     }
 
-    /// Readies all buckets for a step in which this rank sends so many partial sums; zeros if it has no chunks.
-    pub fn begin(&mut self, num_partials: usize, has_chunks: bool) {
+    /// Forgets what a step that was cut short left behind.
+    pub fn begin_step(&mut self) {
+        self.held.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Readies all buckets for the gradients of these chunks.
+    pub fn begin(&mut self, together: &Together) {
+        let num_sums = together.local.tree.maximal(together.local.chunks.clone()).len();
         for ((slice, bucket), waiting) in self.slices.iter().zip(&mut self.buckets).zip(&mut self.waiting) {
             let bucket = bucket.get_or_insert_with(|| Bucket { partials: Vec::new(), sum: Vec::new() });
-            bucket.partials.resize_with(num_partials, Vec::new);
-            bucket.partials.iter_mut().for_each(|partial| {
-                if !has_chunks {
-                    partial.clear();
-                }
-                partial.resize(slice.len, A::default());
-            });
+            bucket.partials.resize_with(num_sums, Vec::new);
+            bucket.partials.iter_mut().for_each(|partial| partial.resize(slice.len, A::default()));
             bucket.sum.resize(slice.len, A::default());
             *waiting = slice.params.len();
         }
@@ -135,6 +149,22 @@ impl<A: Number> Buckets<A> {
             }
         }
         index
+    }
+
+    /// Takes what these chunks put into a bucket to the sums of the chunks before. Whether the bucket is to be sent: it
+    /// holds the sums of all of the rank's chunks then, zeros where it has none.
+    pub fn close(&mut self, index: usize, together: &Together) -> bool {
+        let Some(bucket) = &mut self.buckets[index] else { return false };
+        let (tree, held) = (together.local.tree, &mut self.held[index]);
+        let sums = std::mem::take(&mut bucket.partials);
+        for value in tree.maximal(together.local.chunks.clone()).into_iter().zip(sums) {
+            tree.grow(held, value, |left, right| left.iter_mut().zip(right).for_each(|(l, r)| *l += r));
+        }
+        let Some(num_sums) = together.sends else { return false };
+        bucket.partials = held.drain(..).map(|(_, sum)| sum).collect();
+        // With the fast order every rank is a leaf, also one without chunks.
+        bucket.partials.resize_with(num_sums, || vec![A::default(); self.slices[index].len]);
+        true
     }
 
     /// The sums over ranks, with where they begin in the flat layout.

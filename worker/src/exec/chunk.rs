@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use lockstep_data::Partner;
+use lockstep_proto::ids::SampleRange;
 use lockstep_torch::{self as torch, Activation, TorchError};
 use tch::{Kind, Tensor};
 
@@ -16,6 +18,12 @@ pub struct Chunk<A> {
     pub images: Vec<f32>,
     /// Classes.
     pub labels: Vec<i64>,
+    /// The other class of a mixed sample, and its share; empty where nothing is mixed.
+    pub partners: Vec<Partner>,
+    /// Positions of its samples.
+    pub positions: SampleRange,
+    /// Positions whose loss is not finite; filled where the chunk's is not.
+    pub strange: Vec<u64>,
     /// Digest of what the loader delivered.
     pub digest: u64,
     /// Seconds that loading took.
@@ -35,6 +43,9 @@ impl<A: Number> Chunk<A> {
         Self {
             images: Vec::new(),
             labels: Vec::new(),
+            partners: Vec::new(),
+            positions: SampleRange::default(),
+            strange: Vec::new(),
             digest: 0,
             load_seconds: 0.0,
             message: Vec::new(),

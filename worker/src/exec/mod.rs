@@ -17,9 +17,9 @@ mod meeting;
 mod norm;
 mod tape;
 
-pub use buckets::{Buckets, Reducer, Slice, slices};
+pub use buckets::{Buckets, Reducer, Slice, Together, slices};
 pub use chunk::Chunk;
-pub use loss::{Counts, cross_entropy};
+pub use loss::{Counts, Targets, cross_entropy};
 pub use meeting::{LocalTree, Meeting, Scope};
 pub use norm::{Backward, Forward, Statistics, backward, forward, running_update};
 pub use tape::{Passes, Tape};

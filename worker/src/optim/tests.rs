@@ -121,6 +121,28 @@ fn every_solver_leads_where_pytorch_and_the_written_out_formulas_do() {
 }
 
 #[test]
+fn a_gradient_is_clipped_as_pytorch_does_and_a_smaller_one_stays_as_it_is() {
+    let optimizer = |clip_norm| {
+        let optim = Optim { clip_norm, ..Optim::default() };
+        Optimizer::new(&optim, &FlatLayout::new(&program()))
+    };
+    let values: Vec<f64> = (0..512).map(|i| f64::from(i % 17) - 8.0).collect();
+    let norm = values.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let clipped = |clip_norm| {
+        let mut flat = Tensor::from_slice(&values);
+        let found = optimizer(clip_norm).clip(&mut flat).unwrap();
+        assert!((found - norm).abs() < 1e-12 * norm, "{found}");
+        Vec::<f64>::try_from(flat).unwrap()
+    };
+    assert_eq!(clipped(0.0), values);
+    assert_eq!(clipped(norm + 1.0), values);
+    // torch.nn.utils.clip_grad_norm_: max_norm / (total_norm + 1e-6)
+    for (have, value) in clipped(2.0).iter().zip(&values) {
+        assert!((have - value * (2.0 / (norm + 1e-6))).abs() < 1e-15, "{have}");
+    }
+}
+
+#[test]
 fn a_switch_of_formula_matters_so_the_test_above_can_tell() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("../../tests/golden/solvers.json")).unwrap();
     let mut case = cases.into_iter().find(|case| case.optim.get("formula") == Some(&"torch7".into())).unwrap();

@@ -287,7 +287,7 @@ fn a_loss_that_is_no_number_changes_nothing_and_names_the_step() {
     spoiled[..4].copy_from_slice(&f32::NAN.to_le_bytes());
     device.take_bytes(&spoiled).unwrap();
     let error = device.step(Generation(1), &plan(3, 32, &[4])).unwrap_err();
-    assert!(error.to_string().contains("the loss of step 3 is NaN"), "{error}");
+    assert!(error.to_string().contains("the loss is NaN in step 3"), "{error}");
     device.leave();
     assert_eq!(device.to_bytes(), spoiled);
 }

@@ -163,9 +163,18 @@ impl Reference {
 
     /// Gradients by name and the mean loss; running statistics move.
     pub fn gradient(&mut self, x_nchw: &Tensor, labels: &Tensor) -> (f64, BTreeMap<String, Tensor>) {
-        let logits = self.forward(x_nchw);
         // not `cross_entropy_for_logits`: it computes in 32 bits whatever comes in
-        let loss = logits.log_softmax(-1, logits.kind()).nll_loss(labels);
+        self.gradient_of(x_nchw, |logits| logits.log_softmax(-1, logits.kind()).nll_loss(labels))
+    }
+
+    /// The same for another loss of the logits.
+    pub fn gradient_of(
+        &mut self,
+        x_nchw: &Tensor,
+        loss: impl FnOnce(&Tensor) -> Tensor,
+    ) -> (f64, BTreeMap<String, Tensor>) {
+        let logits = self.forward(x_nchw);
+        let loss = loss(&logits);
         let names: Vec<&String> = self.params.keys().collect();
         let params: Vec<&Tensor> = self.params.values().collect();
         let gradients = Tensor::run_backward(&[&loss], &params, false, false);

@@ -14,8 +14,15 @@ pub(super) fn image(data: &Data) -> Result<(), RecipeError> {
                  folder have no common size, so there is no mean image";
     require(data.normalize != Normalize::PixelMean, "data.normalize", "\"pixel_mean\"", sized)?;
     require((8..=4096).contains(&image.crop), "data.image.crop", image.crop, "at least 8 pixels and at most 4096")?;
-    let covers = (image.crop..=8192).contains(&image.resize);
-    let least = format!("at least data.image.crop = {} and at most 8192", image.crop);
+    progressive(image)?;
+    let side = image.eval_side();
+    let covers = (side..=8192).contains(&image.resize);
+    let key = match (image.eval_crop, image.crop_sizes.is_empty()) {
+        (0, true) => "data.image.crop",
+        (0, false) => "the last of data.image.crop_sizes",
+        _ => "data.image.eval_crop",
+    };
+    let least = format!("at least {key} = {side} and at most 8192");
     require(covers, "data.image.resize", image.resize, least)?;
     let [low, high] = image.scale;
     let sense = low > 0.0 && low <= high && high <= 1.0;
@@ -26,6 +33,19 @@ pub(super) fn image(data: &Data) -> Result<(), RecipeError> {
     colour(image)?;
     let there = "\"error\": skipping is not there yet; `lockstep data verify` names what to repair or remove";
     require(image.bad == BadImage::Error, "data.image.bad", "\"skip\"", there)
+}
+
+fn progressive(image: &Image) -> Result<(), RecipeError> {
+    let (milestones, sizes) = (&image.crop_milestones, &image.crop_sizes);
+    let ascending = milestones.windows(2).all(|pair| pair[0] < pair[1]) && milestones.first() != Some(&0);
+    require(ascending, "data.image.crop_milestones", format!("{milestones:?}"), "epochs from 1, ascending")?;
+    let each = format!("one side for each of data.image.crop_milestones = {milestones:?}");
+    require(milestones.len() == sizes.len(), "data.image.crop_sizes", format!("{sizes:?}"), each)?;
+    let sense = sizes.iter().all(|side| (8..=4096).contains(side));
+    require(sense, "data.image.crop_sizes", format!("{sizes:?}"), "at least 8 pixels and at most 4096")?;
+    let sense = image.eval_crop == 0 || (8..=4096).contains(&image.eval_crop);
+    let expected = "0 (that of training) or at least 8 pixels and at most 4096";
+    require(sense, "data.image.eval_crop", image.eval_crop, expected)
 }
 
 fn colour(image: &Image) -> Result<(), RecipeError> {

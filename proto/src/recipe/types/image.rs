@@ -2,12 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::Epoch;
+
 /// `[data.image]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Image {
     /// Side of the square that the model sees, pixels.
     pub crop: u32,
+    /// Progressive resizing: epochs ≤ m keep the side, epoch m + 1 has the next one of `crop_sizes`. Ascending.
+    pub crop_milestones: Vec<u64>,
+    /// Side after each milestone, pixels.
+    pub crop_sizes: Vec<u32>,
+    /// Side of the square in evaluation, pixels (0: `crop`, or the last of `crop_sizes`).
+    pub eval_crop: u32,
     /// Evaluation scales the short side to this many pixels, then cuts the square out of the centre.
     pub resize: u32,
     /// Training cuts a random part and scales it to the square (Szegedy et al. 2015); else as in evaluation.
@@ -62,10 +70,32 @@ pub enum BadImage {
     Skip,
 }
 
+impl Image {
+    /// Side of the training squares of an epoch, pixels.
+    pub fn train_side(&self, epoch: Epoch) -> u32 {
+        let passed = self.crop_milestones.iter().filter(|&&milestone| epoch.0 > milestone).count();
+        match passed {
+            0 => self.crop,
+            passed => self.crop_sizes.get(passed - 1).copied().unwrap_or(self.crop),
+        }
+    }
+
+    /// Side of the squares of an evaluation, pixels.
+    pub fn eval_side(&self) -> u32 {
+        match self.eval_crop {
+            0 => self.crop_sizes.last().copied().unwrap_or(self.crop),
+            side => side,
+        }
+    }
+}
+
 impl Default for Image {
     fn default() -> Self {
         Self {
             crop: 224,
+            crop_milestones: Vec::new(),
+            crop_sizes: Vec::new(),
+            eval_crop: 0,
             resize: 256,
             random_crop: true,
             scale: [0.08, 1.0],

@@ -31,6 +31,9 @@ pub struct Optim {
     pub eps: f64,
     /// `lars`: trust coefficient.
     pub trust: f64,
+    /// A gradient whose norm over all parameters is larger is scaled to this norm, before anything else is done with it
+    /// (0: none).
+    pub clip_norm: f64,
     /// Whose formula, where two differ: `adam` adds `eps` to the corrected root (`pytorch`) or to the plain one
     /// (`torch7`).
     pub formula: Formula,
@@ -162,6 +165,7 @@ impl Default for Optim {
             beta2: 0.999,
             eps: 0.0,
             trust: 0.001,
+            clip_norm: 0.0,
             formula: Formula::default(),
         }
     }

@@ -1,6 +1,7 @@
 //! What a recipe does to an image: training with draws, evaluation without.
 
 use lockstep_proto::draws::Draws;
+use lockstep_proto::ids::Epoch;
 use lockstep_proto::recipe::{self, Decode};
 
 use super::colour::Jitter;
@@ -36,12 +37,17 @@ impl Transform {
         Self { image: data.image.clone(), flip: data.augment.flip, normal: Normal::new(data) }
     }
 
-    /// Side of the square, pixels.
-    pub fn side(&self) -> usize {
-        self.image.crop as usize
+    /// Side of the squares of an epoch, pixels.
+    pub fn train_side(&self, epoch: Epoch) -> usize {
+        self.image.train_side(epoch) as usize
     }
 
-    /// Writes an image as side × side × 3 floats. With draws, in this order: the coin of the flip, those of
+    /// Side of the squares of an evaluation, pixels.
+    pub fn eval_side(&self) -> usize {
+        self.image.eval_side() as usize
+    }
+
+    /// Writes an image as side × side × 3 floats: the length of `out` says which side. With draws, in this order: the coin of the flip, those of
     /// [`Jitter::draw`], those of [`cut::random`]; without, the centre.
     ///
     /// # Errors
@@ -54,33 +60,30 @@ impl Transform {
         out: &mut [f32],
     ) -> Result<(), ImageError> {
         let mut rgb = std::mem::take(&mut workspace.pixels);
-        let result = self.square(bytes, draws, workspace, &mut rgb);
+        let side = (out.len() / 3).isqrt();
+        let result = self.square(bytes, (side as u32, draws), workspace, &mut rgb);
         if let Ok(left) = &result {
-            self.normal.write(&rgb, left.light, (self.side(), left.flip), out);
+            self.normal.write(&rgb, left.light, (side, left.flip), out);
         }
         workspace.pixels = rgb;
         result.map(drop)
     }
 
-    /// The square as bytes, before it is flipped and normalised, and what is still to be done.
+    /// The square of `side` pixels as bytes, before it is flipped and normalised, and what is still to be done.
     ///
     /// # Errors
     /// What is wrong with the bytes.
     pub fn square(
         &self,
         bytes: &[u8],
-        draws: Option<&mut Draws>,
+        (side, draws): (u32, Option<&mut Draws>),
         workspace: &mut Workspace,
         rgb: &mut Vec<u8>,
     ) -> Result<Left, ImageError> {
         let image = &self.image;
-        let centre = |size| cut::centre(size, image.resize, image.crop);
-        let evaluation = Rendering {
-            side: image.crop,
-            quality: Quality::Scaled(EVALUATION_GAP),
-            cut_first: false,
-            exif: image.exif,
-        };
+        let centre = |size| cut::centre(size, image.resize.max(side), side);
+        let evaluation =
+            Rendering { side, quality: Quality::Scaled(EVALUATION_GAP), cut_first: false, exif: image.exif };
         let Some(draws) = draws else {
             rgb.clear();
             rgb.extend_from_slice(workspace.render(bytes, evaluation, centre)?);

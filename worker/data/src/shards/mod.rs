@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lockstep_proto::draws::Draws;
+use lockstep_proto::ids::Epoch;
 use lockstep_proto::message::DataIdentity;
 use lockstep_proto::recipe::{self, DataKind, Order};
 use sha2::{Digest, Sha256};
@@ -284,7 +285,21 @@ impl Dataset for Shards {
     }
 
     fn shape(&self) -> [usize; 3] {
-        [self.transform.side(), self.transform.side(), 3]
+        self.train_shape(Epoch(1))
+    }
+
+    fn train_shape(&self, epoch: Epoch) -> [usize; 3] {
+        let side = self.transform.train_side(epoch);
+        [side, side, 3]
+    }
+
+    fn test_shape(&self) -> [usize; 3] {
+        let side = self.transform.eval_side();
+        [side, side, 3]
+    }
+
+    fn name(&self, split: Split, sample: u64) -> Option<String> {
+        Some(self.full_name(split, sample))
     }
 
     fn label(&self, split: Split, sample: u64) -> u32 {

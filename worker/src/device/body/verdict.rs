@@ -133,5 +133,5 @@ fn keep_if(yes: &Tensor, to: &mut Tensor, new: &Tensor) -> Result<(), TorchError
 fn copy_of(state: &State) -> Result<State, TorchError> {
     let buffer = |b: &Buffer| Ok(Buffer { name: b.name, values: copied(&b.values)? });
     let buffers = state.buffers.iter().map(buffer).collect::<Result<_, TorchError>>()?;
-    Ok(State { id: state.id, master: copied(&state.master)?, buffers, running: Vec::new() })
+    Ok(State { id: state.id, master: copied(&state.master)?, buffers, running: Vec::new(), average: None })
 }
