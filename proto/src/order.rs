@@ -6,7 +6,7 @@
 
 use crate::ids::Epoch;
 use crate::mix::{self, Purpose};
-use crate::recipe::Sampling;
+use crate::recipe::{Recipe, Sampling};
 
 const ROUNDS: u64 = 8;
 
@@ -17,20 +17,35 @@ pub struct SampleOrder {
     num_samples: u64,
     sampling: Sampling,
     half_bits: u32,
+    /// Epoch 1's first positions, over and over (0: no).
+    repeated: u64,
 }
 
 impl SampleOrder {
+    /// That of a recipe over its `num_samples` training samples.
+    pub fn of(recipe: &Recipe, num_samples: u64) -> Self {
+        let order = Self::new(recipe.train.seed, num_samples, recipe.data.sampling);
+        let repeated = recipe.data.overfit_batches.saturating_mul(recipe.train.batch);
+        Self { repeated: repeated.min(num_samples), ..order }
+    }
+
     /// For `num_samples` ≤ 2⁶³ samples.
     pub fn new(seed: u64, num_samples: u64, sampling: Sampling) -> Self {
         let bits = 64 - num_samples.saturating_sub(1).leading_zeros();
         // At least 2⁶: on smaller domains a Feistel network reaches too few permutations.
         let half_bits = bits.div_ceil(2).max(3);
-        Self { seed, num_samples, sampling, half_bits }
+        Self { seed, num_samples, sampling, half_bits, repeated: 0 }
     }
 
     /// Number of samples, and of positions.
     pub fn num_samples(&self) -> u64 {
         self.num_samples
+    }
+
+    /// The place that decides what stands at `position` of `epoch`, sample and draws: itself, unless the recipe repeats its
+    /// first batches (`data.overfit_batches`).
+    pub fn place(&self, epoch: Epoch, position: u64) -> (Epoch, u64) {
+        if self.repeated == 0 { (epoch, position) } else { (Epoch(1), position % self.repeated) }
     }
 
     /// The sample at `position < num_samples` of `epoch`. Always less than `num_samples` (0 when there are none).
@@ -39,6 +54,7 @@ impl SampleOrder {
             return 0;
         }
         debug_assert!(position < self.num_samples, "position {position} of {}", self.num_samples);
+        let (epoch, position) = self.place(epoch, position);
         match self.sampling {
             Sampling::Once => self.permuted(epoch, position),
             Sampling::WithReplacement => self.drawn(epoch, position),
@@ -100,6 +116,26 @@ mod tests {
     const GOLDEN_CIFAR: [u64; 4] = [13827, 21490, 35473, 6674];
     const GOLDEN_HUGE: [u64; 3] = [3080534923810600172, 8620369941448410879, 5177993470974701476];
     const GOLDEN_DRAWN: [u64; 4] = [2653, 21921, 18404, 41204];
+
+    #[test]
+    fn overfitting_repeats_the_first_batches_in_every_epoch() {
+        let order = |batches: &str| {
+            let sets = [batches, "train.batch=16"].map(str::to_owned);
+            SampleOrder::of(&Recipe::load("demo", &sets).unwrap(), 100)
+        };
+        let plain = SampleOrder::new(0, 100, Sampling::Once);
+        let first: Vec<u64> = (0..32).map(|position| plain.sample(Epoch(1), position)).collect();
+        let two = order("data.overfit_batches=2");
+        for (epoch, start) in [(1, 0), (1, 32), (1, 64), (2, 0), (9, 64)] {
+            let seen: Vec<u64> = (start..start + 32).map(|position| two.sample(Epoch(epoch), position)).collect();
+            assert_eq!(seen, first, "epoch {epoch}, from {start}");
+        }
+        assert_eq!(two.place(Epoch(3), 33), (Epoch(1), 1));
+        // More than there are: the whole epoch 1, each sample once.
+        let all = order("data.overfit_batches=50");
+        assert!((0..100).all(|position| all.sample(Epoch(4), position) == plain.sample(Epoch(1), position)));
+        assert_eq!(order("data.overfit_batches=0"), plain);
+    }
 
     #[test]
     fn every_small_number_of_samples_is_permuted() {

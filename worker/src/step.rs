@@ -16,8 +16,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::compute::StepOutcome;
 use crate::exec::{
-    Backward, Buckets, Chunk, Counts, Forward, Meeting, Reducer, Scope, Statistics, backward, cross_entropy, forward,
-    running_update,
+    Backward, Buckets, Chunk, Counts, Forward, Meeting, Reducer, Scope, Statistics, backward, backward_fixed,
+    cross_entropy, forward, running_update,
 };
 use crate::number::Number;
 use crate::optim::{Optimizer, Pace};
@@ -25,6 +25,7 @@ use crate::program::{FlatLayout, NormId, Op, Param, ParamId, Program, Segment};
 use crate::pulse::Pulse;
 use crate::shard::Shard;
 use crate::state::{State, view_of};
+use crate::tuning::Tuning;
 
 /// Why a step did not happen. The state is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,7 @@ pub struct Stepper<A> {
     pub(crate) program: Arc<Program>,
     pub(crate) layout: Arc<FlatLayout>,
     pub(crate) segments: Vec<Segment>,
+    pub(crate) tuning: Tuning,
     pub(crate) chunks: Vec<Chunk<A>>,
     pub(crate) loader: Loader,
     pub(crate) recipe: Recipe,
@@ -78,26 +80,28 @@ pub struct Stepper<A> {
 }
 
 /// Numbers of one norm layer between forward and backward.
-struct Layer<A> {
+pub(crate) struct Layer<A> {
     /// One for all chunks, or one a chunk.
-    statistics: Vec<Statistics>,
+    pub(crate) statistics: Vec<Statistics>,
     forward: Vec<Forward<A>>,
 }
 
 /// What the parts of one step share.
-struct Pass<A> {
-    meeting: Meeting,
+pub(crate) struct Pass<A> {
+    pub(crate) meeting: Meeting,
     /// The vector region of the master weights: biases, γ and β.
     vectors: Vec<A>,
+    /// Statistics of the layers that have fixed ones.
+    fixed: Vec<Option<Statistics>>,
     /// Samples of the global batch.
-    batch: u64,
+    pub(crate) batch: u64,
     /// Seconds spent on communication that compute did not hide.
     comm: f64,
 }
 
 impl<A> Pass<A> {
     /// Runs what waits for other ranks, and counts its seconds.
-    fn wait<T>(&mut self, f: impl FnOnce(&Meeting) -> T) -> T {
+    pub(crate) fn wait<T>(&mut self, f: impl FnOnce(&Meeting) -> T) -> T {
         let start = Instant::now();
         let out = f(&self.meeting);
         self.comm += start.elapsed().as_secs_f64();
@@ -112,6 +116,7 @@ impl<A: Number> Stepper<A> {
     /// What libtorch says.
     pub fn new(recipe: &Recipe, program: Program, loader: Loader, state: &State) -> Result<Self, TorchError> {
         let layout = FlatLayout::new(&program);
+        let tuning = Tuning::new(recipe, &program, &layout);
         let kind = match recipe.train.precision {
             Precision::Fp32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
@@ -126,10 +131,11 @@ impl<A: Number> Stepper<A> {
             kind,
             compute,
             gradient: Tensor::f_zeros([layout.len as i64], (A::KIND, Device::Cpu))?,
-            optimizer: Optimizer::new(&recipe.optim, &layout),
+            optimizer: Optimizer::new(&recipe.optim, &layout).over(tuning.spans()),
             reducer: Reducer::new(Arc::clone(&collective)),
             collective,
-            buckets: Buckets::new(&program, &layout, recipe.train.bucket_bytes),
+            buckets: Buckets::new(&program, &layout, &tuning, recipe.train.bucket_bytes),
+            tuning,
             shard: None,
             pulse: Arc::default(),
             program: Arc::new(program),
@@ -175,7 +181,8 @@ impl<A: Number> Stepper<A> {
         self.take_gradient()?;
         self.optimizer.update(state, &mut self.gradient, Pace { step: plan.step, lr: plan.lr })?;
         let index = plan.batch.start / self.recipe.train.batch;
-        running_update::<A>(&mut state.running, &running, self.recipe.model.bn_momentum.at(index));
+        let follow = self.tuning.following(&mut state.running);
+        running_update::<A>(follow, &running, self.recipe.model.bn_momentum.at(index));
         let lineage = state.id.map(|id| id.lineage).unwrap_or_default();
         state.id = Some(StateId { lineage, generation, step: plan.step });
         self.shard = Some(shard);
@@ -191,11 +198,13 @@ impl<A: Number> Stepper<A> {
         })
     }
 
-    fn begin(&self, state: &State, plan: &StepPlan) -> Result<(Shard, Pass<A>), TorchError> {
+    pub(crate) fn begin(&self, state: &State, plan: &StepPlan) -> Result<(Shard, Pass<A>), TorchError> {
         let train = &self.recipe.train;
         let shard = Shard::new(plan, self.collective.rank(), train.chunk, train.reduction, self.shard.as_ref());
         let (meeting, vectors) = (self.meeting(&shard, plan.step), self.vectors(state)?);
-        Ok((shard, Pass { meeting, vectors, batch: plan.batch.len, comm: 0.0 }))
+        let fixed = |norm| self.tuning.statistics(NormId(norm), &state.running, self.recipe.model.bn_eps);
+        let fixed = (0..self.program.norms.len()).map(fixed).collect();
+        Ok((shard, Pass { meeting, vectors, fixed, batch: plan.batch.len, comm: 0.0 }))
     }
 
     fn meeting(&self, shard: &Shard, step: Step) -> Meeting {
@@ -253,7 +262,7 @@ impl<A: Number> Stepper<A> {
     }
 
     /// Returns the seconds that the slowest chunk took.
-    fn load(&mut self, state: &State, plan: &StepPlan, shard: &Shard) -> Result<f64, StepError> {
+    pub(crate) fn load(&mut self, state: &State, plan: &StepPlan, shard: &Shard) -> Result<f64, StepError> {
         self.make_room(state, shard.chunks.len())?;
         let (loader, image) = (&self.loader, self.image);
         self.chunks.par_iter_mut().with_max_len(1).zip(&shard.chunks).try_for_each(|(chunk, positions)| {
@@ -269,7 +278,7 @@ impl<A: Number> Stepper<A> {
     }
 
     /// Every chunk through every segment; between two segments they meet.
-    fn forward(&mut self, pass: &mut Pass<A>) -> Result<Vec<Option<Layer<A>>>, StepError> {
+    pub(crate) fn forward(&mut self, pass: &mut Pass<A>) -> Result<Vec<Option<Layer<A>>>, StepError> {
         let mut layers: Vec<Option<Layer<A>>> = self.program.norms.iter().map(|_| None).collect();
         for segment in &self.segments {
             let entered = segment.enters.and_then(|op| self.program.norm_at(op)).and_then(|n| layers[n.0].as_ref());
@@ -290,6 +299,9 @@ impl<A: Number> Stepper<A> {
 
     /// Statistics over the scope: one for all chunks, or one a chunk.
     fn statistics(&self, pass: &mut Pass<A>, norm: NormId, segment: &Segment) -> Result<Vec<Statistics>, StepError> {
+        if let Some(fixed) = &pass.fixed[norm.0] {
+            return Ok(vec![fixed.clone()]);
+        }
         let eps = self.recipe.model.bn_eps;
         let pixels = self.pixels(segment);
         if pass.meeting.scope == Scope::Chunk {
@@ -350,7 +362,11 @@ impl<A: Number> Stepper<A> {
         let mut met: Vec<Backward<A>> = Vec::new();
         for s in (0..self.segments.len()).rev() {
             let segment = &self.segments[s];
+            if self.tuning.ends_before(segment) {
+                break;
+            }
             let entered = segment.enters.and_then(|op| self.program.norm_at(op));
+            let trains = entered.is_some_and(|norm| !self.tuning.is_frozen(self.program.norms[norm.0].gamma));
             let layer = entered.and_then(|norm| layers[norm.0].as_ref());
             self.chunks.par_iter_mut().with_max_len(1).enumerate().try_for_each(|(i, chunk)| {
                 self.pulse.beat();
@@ -359,7 +375,7 @@ impl<A: Number> Stepper<A> {
                 let forward = layer.and_then(|l| l.forward.get(i).or(l.forward.first()));
                 let mean = forward.map(|f| &f.0[..f.0.len() / 3]);
                 chunk.backward(segment, coefficients, mean)?;
-                if let (Some(norm), Some(statistics)) = (entered, statistics) {
+                if let (Some(norm), Some(statistics), true) = (entered, statistics, trains) {
                     chunk.finish_norm(norm, statistics);
                 }
                 Ok::<(), TorchError>(())
@@ -378,6 +394,9 @@ impl<A: Number> Stepper<A> {
     /// Coefficients of a norm's gradient, from the gated sums over its scope.
     fn met(&self, pass: &mut Pass<A>, norm: NormId, layer: &Layer<A>) -> Result<Vec<Backward<A>>, StepError> {
         let gamma = self.vector(&pass.vectors, self.program.norms[norm.0].gamma).to_vec();
+        if let Some(fixed) = &pass.fixed[norm.0] {
+            return Ok(vec![backward_fixed(fixed, &gamma)]);
+        }
         if pass.meeting.scope == Scope::Chunk {
             let each = self.chunks.iter().zip(&layer.statistics);
             return Ok(each.map(|(chunk, s)| backward(s, &gamma, &chunk.message)).collect());
@@ -394,6 +413,10 @@ impl<A: Number> Stepper<A> {
     fn send_finished(&mut self, segment: usize, meeting: &Meeting) -> Result<(), StepError> {
         for op in self.program.ops[self.segments[segment].ops.clone()].iter().rev() {
             let (Op::Conv { w, .. } | Op::Linear { w, .. }) = op else { continue };
+            if self.tuning.is_frozen(*w) {
+                self.chunks.iter_mut().for_each(|chunk| chunk.matrices[w.0] = None);
+                continue;
+            }
             if let Some(full) = self.buckets.add_matrix(*w, &self.layout, &mut self.chunks, &meeting.local)? {
                 self.reducer.send(&mut self.buckets, full, meeting.step, &meeting.layout)?;
             }
@@ -401,48 +424,12 @@ impl<A: Number> Stepper<A> {
         Ok(())
     }
 
-    /// What the running statistics are to take in: mean and unbiased variance of every layer, one after another. They
-    /// wait here until the gradient is whole. With statistics of chunks or ranks: their mean, weighted by samples.
-    fn running(&self, pass: &mut Pass<A>, layers: &[Option<Layer<A>>]) -> Result<Vec<f64>, StepError> {
-        let flat = |i: usize| -> Vec<f64> {
-            let of = |layer: &Layer<A>| {
-                let s = &layer.statistics[i.min(layer.statistics.len() - 1)];
-                let unbiased = (0..s.mean.len()).map(|c| s.unbiased(c)).collect::<Vec<_>>();
-                s.mean.iter().copied().chain(unbiased).collect::<Vec<_>>()
-            };
-            layers.iter().flatten().flat_map(of).collect()
-        };
-        if pass.meeting.scope == Scope::Global {
-            return Ok(flat(0));
-        }
-        let batch = pass.batch as f64;
-        let weighted = |(i, chunk): (usize, &Chunk<A>)| {
-            flat(i).into_iter().map(|x| x * chunk.len() as f64 / batch).collect::<Vec<_>>()
-        };
-        let len = 2 * self.program.norms.iter().map(|norm| norm.channels).sum::<usize>();
-        let messages = self.chunks.iter().enumerate().map(weighted).collect();
-        Ok(pass.wait(|m| m.over_ranks(m.op("running statistics", 0), messages, len))?)
-    }
-
-    /// The forward pass of a step, for what the running statistics would take in.
-    ///
-    /// # Errors
-    /// As for a step.
-    pub(crate) fn statistics_of(&mut self, state: &State, plan: &StepPlan) -> Result<Vec<f64>, StepError> {
-        let (shard, mut pass) = self.begin(state, plan)?;
-        self.load(state, plan, &shard)?;
-        let layers = self.forward(&mut pass)?;
-        let running = self.running(&mut pass, &layers)?;
-        self.chunks.iter_mut().for_each(Chunk::clear);
-        Ok(running)
-    }
-
     fn take_gradient(&mut self) -> Result<(), TorchError> {
         for (start, sum) in self.buckets.sums() {
             let mut place = self.gradient.f_narrow(0, start as i64, sum.len() as i64)?;
             lockstep_torch::write(&mut place, sum)?;
         }
-        Ok(())
+        self.tuning.mask(&self.gradient)
     }
 
     /// The gradient of the last step, for proofs and the canary.

@@ -1,6 +1,7 @@
 //! Refuses recipes that are well-formed and make no sense. The first thing wrong is reported.
 
 mod image;
+mod tuning;
 
 use std::fmt::Display;
 
@@ -26,6 +27,7 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     data(recipe)?;
     model(recipe)?;
     optim(recipe)?;
+    tuning::tuning(recipe)?;
     schedule(recipe)?;
     train(recipe)?;
     membership(recipe)
@@ -62,6 +64,8 @@ fn data(recipe: &Recipe) -> Result<(), RecipeError> {
     }
     let shift = data.augment.shift;
     require(shift <= 32, "data.augment.shift", shift, "at most 32, the size of an image")?;
+    let few = data.overfit_batches <= 1 << 32;
+    require(few, "data.overfit_batches", data.overfit_batches, "at most 4294967296")?;
     image::image(data)
 }
 

@@ -5,6 +5,7 @@
 //! | `elastic.*`, `checkpoint.*`, `log.*`, `data.path` | no | yes |
 //! | `train.epochs`, `train.max_steps` | no: they only end it; yes with a cosine or polynomial schedule, which is stretched over the whole run | if larger; no |
 //! | `name` | no | no |
+//! | `model.weights` | yes | once the run has begun: they are in its checkpoints; the run keeps the path it began with |
 //! | all others | yes | no |
 //!
 //! A key that a later version added counts in the hash only where it differs from its default, which is what earlier
@@ -18,7 +19,7 @@ use super::types::{Recipe, ScheduleKind};
 use crate::manifest::hex;
 
 /// Keys that came after the first version.
-const ADDED: [&str; 33] = [
+const ADDED: &[&str] = &[
     "data.image.bad",
     "data.image.brightness",
     "data.image.contrast",
@@ -34,10 +35,14 @@ const ADDED: [&str; 33] = [
     "data.image.saturation",
     "data.image.scale",
     "data.image.std",
+    "data.overfit_batches",
     "model.activation",
     "model.bn_order",
     "model.bn_precise",
     "model.conv_bias",
+    "model.freeze",
+    "model.frozen_bn",
+    "model.head",
     "model.init",
     "model.leaky_slope",
     "model.stride_on",
@@ -48,6 +53,12 @@ const ADDED: [&str; 33] = [
     "optim.beta2",
     "optim.eps",
     "optim.formula",
+    "optim.lr_scale.head",
+    "optim.lr_scale.layer1",
+    "optim.lr_scale.layer2",
+    "optim.lr_scale.layer3",
+    "optim.lr_scale.layer4",
+    "optim.lr_scale.stem",
     "optim.rho",
     "optim.trust",
     "schedule.warmup_error",

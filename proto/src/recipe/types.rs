@@ -3,12 +3,14 @@
 mod image;
 mod model;
 mod optim;
+mod tuning;
 
 use serde::{Deserialize, Serialize};
 
 pub use image::*;
 pub use model::*;
 pub use optim::*;
+pub use tuning::*;
 
 /// A whole recipe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -50,6 +52,9 @@ pub struct Data {
     pub limit: u64,
     /// Use only the first so many test samples (0: all).
     pub test_limit: u64,
+    /// Train on the first so many batches of epoch 1 over and over, augmented the same each time (0: on all): a model that
+    /// cannot learn them by heart has a defect.
+    pub overfit_batches: u64,
     /// `once`: each sample once an epoch. `with_replacement`: positions draw samples independently.
     pub sampling: Sampling,
     /// Subtracted and divided by, from the training set's statistics.
@@ -235,6 +240,7 @@ impl Default for Data {
             test_size: 2_000,
             limit: 0,
             test_limit: 0,
+            overfit_batches: 0,
             sampling: Sampling::default(),
             normalize: Normalize::default(),
             augment: Augment::default(),

@@ -10,7 +10,7 @@ use crate::{Dataset, Split};
 /// The digest of a range of positions according to recipe and labels. Shares nothing with [`crate::Loader`] but the
 /// order and the hash themselves, so that it checks the loader's work. Sums of disjoint ranges add with `wrapping_add`.
 pub fn expected_digest(dataset: &dyn Dataset, recipe: &Recipe, epoch: Epoch, range: SampleRange) -> u64 {
-    let order = SampleOrder::new(recipe.train.seed, dataset.identity().num_train, recipe.data.sampling);
+    let order = SampleOrder::of(recipe, dataset.identity().num_train);
     let digest = SampleDigest::new(recipe.train.seed);
     (range.start..range.end())
         .map(|position| {

@@ -35,7 +35,7 @@ impl Loader {
     pub fn with_fault(dataset: Arc<dyn Dataset>, recipe: &Recipe, fault: Option<LoaderFault>) -> Self {
         let seed = recipe.train.seed;
         Self {
-            order: SampleOrder::new(seed, dataset.identity().num_train, recipe.data.sampling),
+            order: SampleOrder::of(recipe, dataset.identity().num_train),
             digest: SampleDigest::new(seed),
             seed,
             augments: Augmentation::is_wanted(&recipe.data),
@@ -71,7 +71,8 @@ impl Loader {
         let slots = images.chunks_exact_mut(self.num_values).zip(labels);
         for (position, (image, label)) in (positions.start..).zip(slots) {
             let sample = self.order.sample(epoch, self.delivered_position(epoch, position));
-            let mut draws = self.augments.then(|| Draws::new(self.seed, epoch, position));
+            let (drawn_in, drawn_at) = self.order.place(epoch, position);
+            let mut draws = self.augments.then(|| Draws::new(self.seed, drawn_in, drawn_at));
             let at = Place::Train { epoch, position, sample };
             let class = self.fetch(Split::Train, sample, draws.as_mut(), image).map_err(|error| error.at(at))?;
             *label = i64::from(class);

@@ -14,6 +14,7 @@ use super::chunk::Chunk;
 use super::meeting::LocalTree;
 use crate::number::Number;
 use crate::program::{FlatLayout, ParamId, Program};
+use crate::tuning::Tuning;
 
 /// A slice of the flat layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,13 +40,13 @@ pub struct Buckets<A> {
 }
 
 impl<A: Number> Buckets<A> {
-    /// Cuts the matrices into slices of about `bytes`, the first of a quarter so that the first reduction starts early;
+    /// Cuts the matrices that train into slices of about `bytes`, the first of a quarter so that the first reduction starts early;
     /// vectors are the last bucket.
-    pub fn new(program: &Program, layout: &FlatLayout, bytes: u64) -> Self {
+    pub fn new(program: &Program, layout: &FlatLayout, tuning: &Tuning, bytes: u64) -> Self {
         let target = (bytes as usize / size_of::<A>()).max(1);
         let mut slices: Vec<Slice> = Vec::new();
         let mut bucket_of = vec![0; program.params.len()];
-        let matrices = layout.order.iter().filter(|id| !program.params[id.0].is_vector());
+        let matrices = layout.order.iter().filter(|id| !program.params[id.0].is_vector() && !tuning.is_frozen(**id));
         let mut open: Option<Slice> = None;
         for id in matrices {
             let entry = layout.entries[id.0];

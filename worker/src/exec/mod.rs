@@ -19,4 +19,4 @@ pub use buckets::{Buckets, Reducer};
 pub use chunk::Chunk;
 pub use loss::{Counts, cross_entropy};
 pub use meeting::{LocalTree, Meeting, Scope};
-pub use norm::{Backward, Forward, Statistics, backward, forward, running_update};
+pub use norm::{Backward, Forward, Statistics, backward, backward_fixed, forward, running_update};
