@@ -156,8 +156,8 @@ fn run_directories_that_cannot_be_used() {
         train(&run, 1, &["train.batch=64"]).arg("--resume"),
         dir.path(),
         64,
-        "error: cannot resume DIR/run: train.batch: 32 → 64; only elastic.*, checkpoint.*, log.*, data.path and a larger \
-         train.epochs or train.max_steps may change",
+        "error: cannot resume DIR/run: train.batch: 32 → 64; only elastic.*, checkpoint.*, log.*, data.path, \
+         model.weights once it has begun, and a larger train.epochs or train.max_steps may change",
     );
     fs::write(dir.path().join("file"), "").unwrap();
     ends(

@@ -169,7 +169,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, CoordinatorError> {
 
 impl Run {
     fn open(config: CoordinatorConfig) -> Result<Self, CoordinatorError> {
-        let recipe = config.recipe;
+        let recipe = if config.resume { run_dir::gone_on_with(&config.run_dir, config.recipe) } else { config.recipe };
         let run_dir = RunDir::prepare(&config.run_dir, &recipe, config.resume)?;
         let mut store = Store::open(run_dir.path())?;
         run_dir.resume(&recipe)?;

@@ -48,8 +48,8 @@ pub enum RunDirError {
     },
     /// Keys differ that may not differ on resume.
     #[error(
-        "cannot resume {}: {}; only elastic.*, checkpoint.*, log.*, data.path and a larger train.epochs or \
-         train.max_steps may change",
+        "cannot resume {}: {}; only elastic.*, checkpoint.*, log.*, data.path, model.weights once it has begun, and a \
+         larger train.epochs or train.max_steps may change",
         path.display(),
         differences.join("; ")
     )]
@@ -228,6 +228,18 @@ pub fn recipe_of(path: &Path) -> Result<Recipe, RunDirError> {
     let file = path.join(RECIPE);
     let text = fs::read_to_string(&file).map_err(|error| RunDirError::Io { path: file.clone(), error })?;
     Recipe::from_toml(&text, &file.display().to_string()).map_err(|error| RunDirError::Recipe { error })
+}
+
+/// `recipe` as the run in `path` goes on with it: weights that the run began with are in its checkpoints, so where they
+/// lie now does not matter, and the run keeps the path that it began with.
+pub fn gone_on_with(path: &Path, mut recipe: Recipe) -> Recipe {
+    let Ok(kept) = recipe_of(path) else { return recipe };
+    let (then, now) = (kept.model.weights, &mut recipe.model.weights);
+    if has_checkpoints(path) && *now != then && !now.is_empty() && !then.is_empty() {
+        tracing::info!(run_dir = %path.display(), "the run has begun with model.weights = {then}; {now} is not read");
+        *now = then;
+    }
+    recipe
 }
 
 /// A new directory's path, `root/<name>/<UTC time>`, that does not exist yet.

@@ -5,7 +5,7 @@
 mod common;
 
 use common::recipe;
-use lockstep_coordinator::run_dir::{RunDir, fresh, latest, link_latest, recipe_of};
+use lockstep_coordinator::run_dir::{RunDir, fresh, gone_on_with, latest, link_latest, recipe_of};
 use lockstep_proto::exit::ExitCode;
 
 #[test]
@@ -49,6 +49,29 @@ fn checkpoints_without_a_database_are_not_buried_under_a_new_run() {
         assert_eq!(error.exit_code(), ExitCode::NoInput);
         assert!(error.to_string().contains("lost its run.db"), "{error}");
     }
+}
+
+#[test]
+fn weights_may_lie_elsewhere_once_a_checkpoint_has_them() {
+    let root = tempfile::tempdir().unwrap();
+    let with = |weights: &str| {
+        let mut recipe = recipe();
+        recipe.model.weights = weights.to_owned();
+        recipe
+    };
+    RunDir::prepare(root.path(), &with("a.safetensors"), false).unwrap();
+    // Nothing is saved yet, so the new file would be another beginning.
+    let early = gone_on_with(root.path(), with("b.safetensors"));
+    let error = RunDir::prepare(root.path(), &early, true).unwrap_err().to_string();
+    assert!(error.contains("model.weights: \"a.safetensors\" → \"b.safetensors\""), "{error}");
+
+    std::fs::create_dir(root.path().join("checkpoints/step-0")).unwrap();
+    std::fs::write(root.path().join("run.db"), "").unwrap();
+    let later = gone_on_with(root.path(), with("b.safetensors"));
+    assert_eq!(later.model.weights, "a.safetensors", "the run keeps the path that it began with, and its hash");
+    RunDir::prepare(root.path(), &later, true).unwrap();
+    // With weights is another run than without.
+    assert!(RunDir::prepare(root.path(), &gone_on_with(root.path(), with("")), true).is_err());
 }
 
 #[test]

@@ -24,12 +24,15 @@ pub struct SampleOrder {
     repeats: u64,
     half_bits: u32,
     blocks: Option<Blocks>,
+    /// Epoch 1's first positions, over and over (0: no).
+    repeated: u64,
 }
 
 impl SampleOrder {
     /// For `num_samples` ≤ 2⁶³ samples, any of which may follow any other.
     pub fn new(seed: u64, num_samples: u64, sampling: Sampling) -> Self {
-        Self { seed, num_samples, sampling, repeats: 1, half_bits: half_bits(num_samples), blocks: None }
+        let half_bits = half_bits(num_samples);
+        Self { seed, num_samples, sampling, repeats: 1, half_bits, blocks: None, repeated: 0 }
     }
 
     /// That of a recipe over its `num_samples` training samples. With `order = "blocks"` every epoch turns the samples
@@ -39,7 +42,9 @@ impl SampleOrder {
     pub fn of(recipe: &Recipe, num_samples: u64) -> Self {
         let order = Self::new(recipe.train.seed, num_samples, recipe.data.sampling);
         let repeats = u64::from(recipe.data.repeats.max(1));
-        Self { repeats, blocks: Blocks::of(&recipe.data), ..order }
+        let order = Self { repeats, blocks: Blocks::of(&recipe.data), ..order };
+        let repeated = recipe.data.overfit_batches.saturating_mul(recipe.train.batch);
+        Self { repeated: repeated.min(order.num_positions()), ..order }
     }
 
     /// Number of samples.
@@ -52,6 +57,12 @@ impl SampleOrder {
         self.num_samples.saturating_mul(self.repeats)
     }
 
+    /// The place that decides what stands at `position` of `epoch`, sample and draws: itself, unless the recipe repeats its
+    /// first batches (`data.overfit_batches`).
+    pub fn place(&self, epoch: Epoch, position: u64) -> (Epoch, u64) {
+        if self.repeated == 0 { (epoch, position) } else { (Epoch(1), position % self.repeated) }
+    }
+
     /// The sample at `position < num_positions` of `epoch`. Always less than `num_samples` (0 when there are none).
     /// Repeats of a sample are neighbours, so that they are in one batch.
     pub fn sample(&self, epoch: Epoch, position: u64) -> u64 {
@@ -59,6 +70,7 @@ impl SampleOrder {
             return 0;
         }
         debug_assert!(position < self.num_positions(), "position {position} of {}", self.num_positions());
+        let (epoch, position) = self.place(epoch, position);
         let position = position / self.repeats;
         match (self.sampling, self.blocks) {
             (Sampling::Once, None) => self.permuted(epoch, position),
@@ -134,6 +146,26 @@ mod tests {
     const GOLDEN_CIFAR: [u64; 4] = [13827, 21490, 35473, 6674];
     const GOLDEN_HUGE: [u64; 3] = [3080534923810600172, 8620369941448410879, 5177993470974701476];
     const GOLDEN_DRAWN: [u64; 4] = [2653, 21921, 18404, 41204];
+
+    #[test]
+    fn overfitting_repeats_the_first_batches_in_every_epoch() {
+        let order = |batches: &str| {
+            let sets = [batches, "train.batch=16"].map(str::to_owned);
+            SampleOrder::of(&Recipe::load("demo", &sets).unwrap(), 100)
+        };
+        let plain = SampleOrder::new(0, 100, Sampling::Once);
+        let first: Vec<u64> = (0..32).map(|position| plain.sample(Epoch(1), position)).collect();
+        let two = order("data.overfit_batches=2");
+        for (epoch, start) in [(1, 0), (1, 32), (1, 64), (2, 0), (9, 64)] {
+            let seen: Vec<u64> = (start..start + 32).map(|position| two.sample(Epoch(epoch), position)).collect();
+            assert_eq!(seen, first, "epoch {epoch}, from {start}");
+        }
+        assert_eq!(two.place(Epoch(3), 33), (Epoch(1), 1));
+        // More than there are: the whole epoch 1, each sample once.
+        let all = order("data.overfit_batches=50");
+        assert!((0..100).all(|position| all.sample(Epoch(4), position) == plain.sample(Epoch(1), position)));
+        assert_eq!(order("data.overfit_batches=0"), plain);
+    }
 
     #[test]
     fn every_small_number_of_samples_is_permuted() {

@@ -27,6 +27,7 @@ use lockstep_proto::exit::ExitCode;
 use lockstep_proto::status::Status;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::exec;
 use crate::failure::Failure;
 use crate::flags::{RecipeArgs, list_recipes};
 use crate::launch::{self, Meeting, Place, Ticket, Told, Vars};
@@ -55,6 +56,8 @@ const NEWS: usize = 1024;
   lockstep train cifar10/resnet20 --set train.epochs=5 --set 'schedule.milestones=[3]'
   lockstep train my.toml --run-dir /scratch/a --workers 4 --threads 2
   lockstep train demo --resume                     goes on with runs/demo/latest
+  lockstep train my.toml --dry-run                 one batch through everything: shapes, memory, seconds
+  lockstep train my.toml --overfit-batches 1       can the model learn one batch by heart?
   lockstep train runs/demo/latest/recipe.toml      repeats a run")]
 pub struct Args {
     #[command(flatten)]
@@ -74,6 +77,13 @@ pub struct Args {
     /// Go on with a run: the newest of this recipe, or that of --run-dir.
     #[arg(long, env = "LOCKSTEP_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
     resume: bool,
+    /// One batch through everything that a run does — load, forward, backward, optimizer, evaluation of a few images —
+    /// then tell shapes, memory and seconds, and write nothing.
+    #[arg(long, env = "LOCKSTEP_DRY_RUN", value_parser = clap::builder::FalseyValueParser::new())]
+    dry_run: bool,
+    /// Train on the same K batches over and over, augmented the same each time (as --set data.overfit_batches=K).
+    #[arg(long, value_name = "K", env = "LOCKSTEP_OVERFIT_BATCHES", value_parser = clap::value_parser!(u64).range(1..))]
+    overfit_batches: Option<u64>,
     /// What workers on other machines must present [default: under Slurm one is made].
     #[arg(long, value_name = "TOKEN", env = "LOCKSTEP_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -95,10 +105,16 @@ pub struct Args {
 ///
 /// # Errors
 /// Everything in the table of exit codes.
-pub fn run(args: Args) -> Result<(), Failure> {
+pub fn run(mut args: Args) -> Result<(), Failure> {
     if args.list {
         list_recipes(args.json);
         return Ok(());
+    }
+    if let Some(batches) = args.overfit_batches {
+        args.recipe.sets.push(format!("data.overfit_batches={batches}"));
+    }
+    if args.dry_run {
+        return Err(args.try_one_batch());
     }
     let place = Place::find(&Vars::of_process(), Told::train(args.workers.is_some()))?;
     place.announce();
@@ -108,6 +124,21 @@ pub fn run(args: Args) -> Result<(), Failure> {
         return Err(launch::join(&place, vec!["--devices".into(), config::devices(&args.devices, &place).into()]));
     }
     host(args, &place)
+}
+
+impl Args {
+    /// Becomes the worker that tries one batch; returns only when that fails.
+    fn try_one_batch(&self) -> Failure {
+        let name = match self.recipe.load(self.kept().as_deref()) {
+            Ok(_) => self.recipe.recipe.clone().or_else(|| self.kept()).unwrap_or_default(),
+            Err(failure) => return failure,
+        };
+        let mut args: Vec<OsString> = vec![name.into()];
+        args.extend(self.recipe.sets.iter().flat_map(|set| ["--set".into(), set.into()]));
+        args.extend(self.threads.iter().flat_map(|threads| ["--threads".into(), threads.to_string().into()]));
+        args.extend(self.json.then(|| "--json".into()));
+        exec::worker("dry-run", &args)
+    }
 }
 
 /// Coordinates the run, and computes for it.

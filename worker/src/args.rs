@@ -43,16 +43,24 @@ pub enum Command {
                             lockstep-worker worker --coordinator http://10.0.0.1:7000 --devices cpu,cpu"
     )]
     Worker(WorkerArgs),
-    /// Evaluate a checkpoint on the whole test set
-    #[command(after_help = "Example:\n  lockstep-worker eval runs/resnet20/latest/checkpoints/step-1000")]
+    /// Top-1, top-5 and loss of a checkpoint or a file of weights on the whole test set
+    #[command(after_help = "Images are transformed as in the evaluations of a run: scaled to data.image.resize, the \
+                            centre cut out.\n\nExamples:\n  \
+                            lockstep-worker eval runs/resnet20/latest/checkpoints/step-1000\n  \
+                            lockstep-worker eval resnet50.safetensors --recipe imagenet.toml --data /data/imagenet\n  \
+                            lockstep-worker eval resnet50.safetensors --recipe imagenet.toml --image cat.jpg --image \
+                            dog.jpg")]
     Eval(EvalArgs),
-    /// Write the model of a checkpoint as one safetensors file, for other programs
+    /// Write the model of a checkpoint for other programs: one safetensors file, or Hugging Face's layout
     #[command(
-        after_help = "Names are torch-like (`layer1.0.conv1.weight`), shapes logical: convolutions are [out, in, \
-                            height, width].\n\nExample:\n  \
-                            lockstep-worker export runs/resnet20/latest/checkpoints/step-1000 --out resnet20.safetensors"
+        after_help = "Names are torchvision's (`layer1.0.conv1.weight`), shapes logical: convolutions are [out, in, \
+                            height, width]. Both formats: docs/interchange.md.\n\nExamples:\n  \
+                            lockstep-worker export runs/resnet20/latest/checkpoints/step-1000 --out resnet20.safetensors\n  \
+                            lockstep-worker export runs/r50/latest/checkpoints/step-450000 --format huggingface --out r50"
     )]
     Export(ExportArgs),
+    /// One batch through everything that a run does, and what it took: `lockstep train RECIPE --dry-run`
+    DryRun(DryRunArgs),
     /// Measure this machine; prints JSON lines
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -100,14 +108,26 @@ pub struct WorkerArgs {
 /// `eval`
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// A folder `checkpoints/step-N` of a run
+    /// A folder `checkpoints/step-N` of a run, or a safetensors file with torchvision's names
     pub checkpoint: PathBuf,
-    /// Recipe of the model [default: recipe.toml of the checkpoint's run]
+    /// Recipe of the model [default: recipe.toml of the checkpoint's run, or the one that an exported file carries]
     #[arg(long, env = "LOCKSTEP_RECIPE", value_name = "RECIPE")]
     pub recipe: Option<String>,
+    /// Change a key of the recipe: `--set data.image.resize=232`
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
     /// Where the data lies, if not where the recipe says
     #[arg(long, env = "LOCKSTEP_DATA", value_name = "PATH")]
     pub data: Option<String>,
+    /// Show the five best classes of this file, in place of the test set; may be repeated
+    #[arg(long, env = "LOCKSTEP_IMAGE", value_name = "FILE")]
+    pub image: Vec<PathBuf>,
+    /// Write the logits of every image, in order, with labels, as a safetensors file: `logits`, `labels`
+    #[arg(long, env = "LOCKSTEP_LOGITS", value_name = "FILE")]
+    pub logits: Option<PathBuf>,
+    /// Put the images as the model sees them, NCHW, into that file too: `images`
+    #[arg(long, env = "LOCKSTEP_PIXELS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub pixels: bool,
     /// Compute threads [default: cores]
     #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
     pub threads: Option<usize>,
@@ -121,9 +141,43 @@ pub struct EvalArgs {
 pub struct ExportArgs {
     /// A folder `checkpoints/step-N` of a run
     pub checkpoint: PathBuf,
-    /// File to write
-    #[arg(long, env = "LOCKSTEP_OUT", value_name = "FILE")]
+    /// File to write; with `huggingface` a folder
+    #[arg(long, env = "LOCKSTEP_OUT", value_name = "PATH")]
     pub out: PathBuf,
+    /// What to write
+    #[arg(long, env = "LOCKSTEP_FORMAT", value_name = "NAME", default_value = "safetensors")]
+    pub format: ExportFormat,
+    /// `huggingface`: names of the classes, a line each [default: those of the data set, where it is there]
+    #[arg(long, env = "LOCKSTEP_LABELS", value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// `huggingface`: recipe of the model [default: recipe.toml of the checkpoint's run]
+    #[arg(long, env = "LOCKSTEP_RECIPE", value_name = "RECIPE")]
+    pub recipe: Option<String>,
+}
+
+/// `--format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// One file
+    Safetensors,
+    /// A folder with `config.json` and `model.safetensors`, as timm reads them
+    Huggingface,
+}
+
+/// `dry-run`
+#[derive(Debug, Args)]
+pub struct DryRunArgs {
+    /// A recipe file or the name of a built-in one
+    pub recipe: String,
+    /// Change a key of the recipe: `--set train.batch=32`
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Compute threads [default: cores]
+    #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print one JSON object
+    #[arg(long, env = "LOCKSTEP_JSON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub json: bool,
 }
 
 /// `bench`

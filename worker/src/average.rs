@@ -67,7 +67,7 @@ impl State {
         let _ = average.values.f_add_(&self.master.f_mul_scalar(fresh)?)?;
         let now: Vec<f64> =
             self.running.iter().flat_map(|layer| layer.mean.iter().chain(&layer.variance)).copied().collect();
-        running_update::<A>(&mut average.running, &now, fresh);
+        running_update::<A>(average.running.iter_mut(), &now, fresh);
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use lockstep_torch::TorchError;
 use rayon::prelude::*;
 
 use crate::compute::EvalOutcome;
-use crate::exec::{Chunk, Counts, Forward, LocalTree, Statistics, Targets, cross_entropy, forward, running_update};
+use crate::exec::{Chunk, Forward, LocalTree, Statistics, Targets, cross_entropy, forward, running_update};
 use crate::number::Number;
 use crate::program::{Op, Program};
 use crate::pulse::Pulse;
@@ -48,13 +48,7 @@ impl<A: Number> Stepper<A> {
         let ranges: Vec<SampleRange> = own.clone().map(|i| split::chunk_positions(all, size, i)).collect();
 
         self.take_weights(state)?;
-        let layers = match self.recipe.model.bn_precise {
-            0 => self.fixed(state, &state.running)?,
-            batches => {
-                let precise = self.precise(state, step, batches)?;
-                self.fixed(state, &precise)?
-            }
-        };
+        let layers = self.layers(state, step)?;
         let mut sums: Vec<Vec<f64>> = Vec::new();
         for group in ranges.chunks(rayon::current_num_threads().max(1)) {
             self.make_room(state, group.len())?;
@@ -65,7 +59,8 @@ impl<A: Number> Stepper<A> {
                 chunk.labels.resize(range.len as usize, 0);
                 loader.load_test(*range, &mut chunk.images, &mut chunk.labels)?;
                 chunk.take_images(image)?;
-                let counts = infer(program, chunk, &layers, pulse)?;
+                let logits = infer(program, chunk, &layers, pulse)?;
+                let counts = cross_entropy(&logits, Targets::plain(&chunk.labels), chunk.len() as f64, None);
                 chunk.clear();
                 Ok(vec![counts.loss, counts.wrong as f64, counts.wrong_top5 as f64])
             };
@@ -84,6 +79,17 @@ impl<A: Number> Stepper<A> {
         Ok(EvalOutcome { loss, error, error_top5, samples, seconds: started.elapsed().as_secs_f64() })
     }
 
+    /// What every norm layer does in evaluation.
+    pub(crate) fn layers(&mut self, state: &State, step: Step) -> Result<Vec<Forward<A>>, StepError> {
+        Ok(match self.recipe.model.bn_precise {
+            0 => self.fixed(state, &state.running)?,
+            batches => {
+                let precise = self.precise(state, step, batches)?;
+                self.fixed(state, &precise)?
+            }
+        })
+    }
+
     /// The plain average of batch statistics over `batches` training batches (at most an epoch), on every rank.
     fn precise(&mut self, state: &State, step: Step, batches: u64) -> Result<Vec<Running>, StepError> {
         let num_positions = self.loader.num_positions();
@@ -95,7 +101,7 @@ impl<A: Number> Stepper<A> {
             let shards = split::split_even(split::num_chunks(len, chunk), self.collective().world());
             let plan = StepPlan { step, epoch: Epoch(1), lr: 0.0, batch: SampleRange { start, len }, shards };
             let found = self.statistics_of(state, &plan)?;
-            running_update::<A>(&mut running, &found, 1.0 / (1.0 + index as f64));
+            running_update::<A>(self.tuning.following(&mut running), &found, 1.0 / (1.0 + index as f64));
         }
         Ok(running)
     }
@@ -112,13 +118,13 @@ impl<A: Number> Stepper<A> {
     }
 }
 
-/// The whole program on one chunk, with fixed statistics.
-fn infer<A: Number>(
+/// The whole program on one chunk, with fixed statistics: its logits, row by row.
+pub(crate) fn infer<A: Number>(
     program: &Program,
     chunk: &mut Chunk<A>,
     layers: &[Forward<A>],
     pulse: &Pulse,
-) -> Result<Counts, TorchError> {
+) -> Result<Vec<A>, TorchError> {
     for op in &program.ops {
         pulse.beat();
         match op {
@@ -126,6 +132,5 @@ fn infer<A: Number>(
             _ => chunk.run(op)?,
         }
     }
-    let logits = chunk.logits(program.logits)?;
-    Ok(cross_entropy(&logits, Targets::plain(&chunk.labels), chunk.len() as f64, None))
+    chunk.logits(program.logits)
 }

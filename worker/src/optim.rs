@@ -1,4 +1,4 @@
-//! Optimizers: a few operations on whole flat buffers. Element by element, so bits do not depend on threads; where a
+//! Optimizers: a few operations on whole flat buffers, or on each stretch of them that has a rate of its own. Element by element, so bits do not depend on threads; where a
 //! norm is needed it is summed in one fixed order.
 //!
 //! Below, g is the gradient, p the parameters, t the step from 1, and all of it is per element. Padding stays zero: every
@@ -17,6 +17,7 @@ use tch::Tensor;
 
 use crate::program::{Entry, FlatLayout};
 use crate::state::State;
+use crate::tuning::Span;
 
 /// Names of what a solver keeps, as checkpoints have them (`momentum.conv1.weight`): PyTorch's names.
 pub fn buffers(solver: Solver) -> &'static [&'static str] {
@@ -37,6 +38,19 @@ pub struct Optimizer {
     decayed: i64,
     /// Parameters that have a trust ratio.
     trusted: Vec<Entry>,
+    /// What is updated, and at which part of the rate.
+    spans: Vec<Span>,
+}
+
+/// A stretch of the state that is updated at one rate: views.
+struct Part {
+    master: Tensor,
+    buffers: Vec<Tensor>,
+    gradient: Tensor,
+    /// Elements, from the first, that weight decay applies to.
+    decayed: i64,
+    /// Parameters that have a trust ratio, counted from the first element.
+    trusted: Vec<Entry>,
 }
 
 /// When a step is taken, and how far.
@@ -53,7 +67,13 @@ impl Optimizer {
     pub fn new(optim: &Optim, layout: &FlatLayout) -> Self {
         let decayed = if optim.decay_vectors { layout.len } else { layout.vectors };
         let trusted = layout.entries.iter().filter(|entry| entry.offset < decayed).copied().collect();
-        Self { optim: optim.clone(), decayed: decayed as i64, trusted }
+        let spans = vec![Span { start: 0, len: layout.len, lr_scale: 1.0 }];
+        Self { optim: optim.clone(), decayed: decayed as i64, trusted, spans }
+    }
+
+    /// The same for these stretches alone; what lies between them stays as it is.
+    pub fn over(self, spans: &[Span]) -> Self {
+        Self { spans: spans.to_vec(), ..self }
     }
 
     /// Updates parameters and buffers. `gradient` (flat) is used up.
@@ -61,16 +81,35 @@ impl Optimizer {
     /// # Errors
     /// What libtorch says.
     pub fn update(&self, state: &mut State, gradient: &mut Tensor, pace: Pace) -> Result<(), TorchError> {
-        match self.optim.solver {
-            Solver::Sgd => self.sgd(state, gradient, pace),
-            Solver::Rmsprop => self.rmsprop(state, gradient, pace),
-            Solver::Adagrad => self.adagrad(state, gradient, pace),
-            Solver::Adadelta => self.adadelta(state, gradient, pace),
-            Solver::Adam => self.adam(state, gradient, pace),
-            Solver::Adamw => self.adamw(state, gradient, pace),
-            Solver::Lars => self.lars(state, gradient, pace),
-            Solver::Lamb => self.lamb(state, gradient, pace),
+        for span in &self.spans {
+            let mut part = self.part(state, gradient, *span)?;
+            let pace = Pace { lr: pace.lr * span.lr_scale, ..pace };
+            match self.optim.solver {
+                Solver::Sgd => self.sgd(&mut part, pace),
+                Solver::Rmsprop => self.rmsprop(&mut part, pace),
+                Solver::Adagrad => self.adagrad(&mut part, pace),
+                Solver::Adadelta => self.adadelta(&mut part, pace),
+                Solver::Adam => self.adam(&mut part, pace),
+                Solver::Adamw => self.adamw(&mut part, pace),
+                Solver::Lars => self.lars(&mut part, pace),
+                Solver::Lamb => self.lamb(&mut part, pace),
+            }?;
         }
+        Ok(())
+    }
+
+    fn part(&self, state: &State, gradient: &Tensor, span: Span) -> Result<Part, TorchError> {
+        let (start, len) = (span.start as i64, span.len as i64);
+        let view = |flat: &Tensor| -> Result<Tensor, TorchError> { Ok(flat.f_narrow(0, start, len)?) };
+        let inside = |entry: &&Entry| (span.start..span.start + span.len).contains(&entry.offset);
+        let moved = |entry: &Entry| Entry { offset: entry.offset - span.start, ..*entry };
+        Ok(Part {
+            master: view(&state.master)?,
+            buffers: state.buffers.iter().map(|buffer| view(&buffer.values)).collect::<Result<_, _>>()?,
+            gradient: view(gradient)?,
+            decayed: (self.decayed - start).clamp(0, len),
+            trusted: self.trusted.iter().filter(inside).map(moved).collect(),
+        })
     }
 
     /// The norm of a gradient over all parameters, in f64 and always added in the same order; with `optim.clip_norm` = c a
@@ -88,11 +127,11 @@ impl Optimizer {
     }
 
     /// g += wd·p, where decay applies.
-    fn penalise(&self, state: &State, gradient: &Tensor) -> Result<(), TorchError> {
+    fn penalise(&self, part: &Part) -> Result<(), TorchError> {
         let weight_decay = self.optim.weight_decay;
         if weight_decay != 0.0 {
-            let mut decayed = gradient.f_narrow(0, 0, self.decayed)?;
-            let penalty = state.master.f_narrow(0, 0, self.decayed)?.f_mul_scalar(weight_decay)?;
+            let mut decayed = part.gradient.f_narrow(0, 0, part.decayed)?;
+            let penalty = part.master.f_narrow(0, 0, part.decayed)?.f_mul_scalar(weight_decay)?;
             let _ = decayed.f_add_(&penalty)?;
         }
         Ok(())

@@ -1,10 +1,12 @@
 //! What BatchNorm's running statistics take in from a step.
 
+use lockstep_proto::message::StepPlan;
+
 use crate::exec::{Chunk, Scope};
 use crate::number::Number;
+use crate::program::Norm;
 use crate::state::State;
 use crate::step::{Layer, Pass, StepError, Stepper};
-use lockstep_proto::message::StepPlan;
 
 impl<A: Number> Stepper<A> {
     /// What the running statistics are to take in: mean and unbiased variance of every layer, one after another. One
@@ -16,7 +18,8 @@ impl<A: Number> Stepper<A> {
                 let unbiased = (0..s.mean.len()).map(|c| s.unbiased(c)).collect::<Vec<_>>();
                 s.mean.iter().copied().chain(unbiased).collect::<Vec<_>>()
             };
-            layers.iter().flatten().flat_map(of).collect()
+            let follows = |(norm, _): &(usize, &Option<Layer<A>>)| !self.tuning.is_fixed(*norm);
+            layers.iter().enumerate().filter(follows).filter_map(|(_, layer)| layer.as_ref()).flat_map(of).collect()
         };
         if pass.meeting.scope == Scope::Global {
             return vec![flat(0)];
@@ -33,7 +36,8 @@ impl<A: Number> Stepper<A> {
         if pass.meeting.scope == Scope::Global {
             return Ok(messages.pop().unwrap_or_default());
         }
-        let len = 2 * self.program.norms.iter().map(|norm| norm.channels).sum::<usize>();
+        let follow = |(i, norm): (usize, &Norm)| if self.tuning.is_fixed(i) { 0 } else { norm.channels };
+        let len = 2 * self.program.norms.iter().enumerate().map(follow).sum::<usize>();
         Ok(pass.wait(|m| m.over_ranks(m.op("running statistics", 0), messages, len))?)
     }
 

@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 use crate::compute::StepOutcome;
 use crate::exec::{
     Backward, Buckets, Chunk, Counts, Forward, Meeting, Reducer, Scope, Statistics, Targets, Together, backward,
-    cross_entropy, forward, running_update,
+    backward_fixed, cross_entropy, forward, running_update,
 };
 use crate::number::Number;
 use crate::optim::{Optimizer, Pace};
@@ -26,6 +26,7 @@ use crate::pulse::Pulse;
 use crate::shard::Shard;
 use crate::state::{State, view_of};
 use crate::tally::{Tally, Totals};
+use crate::tuning::Tuning;
 
 /// Why a step did not happen. The state is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,7 @@ pub struct Stepper<A> {
     pub(crate) program: Arc<Program>,
     pub(crate) layout: Arc<FlatLayout>,
     pub(crate) segments: Vec<Segment>,
+    pub(crate) tuning: Tuning,
     pub(crate) chunks: Vec<Chunk<A>>,
     pub(crate) loader: Loader,
     pub(crate) recipe: Recipe,
@@ -101,6 +103,8 @@ pub(crate) struct Pass<A> {
     pub(crate) meeting: Meeting,
     /// The vector region of the master weights: biases, γ and β.
     vectors: Vec<A>,
+    /// Statistics of the layers that have fixed ones.
+    fixed: Vec<Option<Statistics>>,
     /// Samples of the global batch.
     pub(crate) batch: u64,
     /// Seconds spent on communication that compute did not hide.
@@ -124,6 +128,7 @@ impl<A: Number> Stepper<A> {
     /// What libtorch says.
     pub fn new(recipe: &Recipe, program: Program, loader: Loader, state: &State) -> Result<Self, TorchError> {
         let layout = FlatLayout::new(&program);
+        let tuning = Tuning::new(recipe, &program, &layout);
         let kind = match recipe.train.precision {
             Precision::Fp32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
@@ -138,10 +143,11 @@ impl<A: Number> Stepper<A> {
             kind,
             compute,
             gradient: Tensor::f_zeros([layout.len as i64], (A::KIND, Device::Cpu))?,
-            optimizer: Optimizer::new(&recipe.optim, &layout),
+            optimizer: Optimizer::new(&recipe.optim, &layout).over(tuning.spans()),
             reducer: Reducer::new(Arc::clone(&collective)),
             collective,
-            buckets: Buckets::new(&program, &layout, recipe.train.bucket_bytes),
+            buckets: Buckets::new(&program, &layout, &tuning, recipe.train.bucket_bytes),
+            tuning,
             shard: None,
             pulse: Arc::default(),
             program: Arc::new(program),
@@ -194,7 +200,8 @@ impl<A: Number> Stepper<A> {
         self.clip(plan)?;
         self.optimizer.update(state, &mut self.gradient, Pace { step: plan.step, lr: plan.lr })?;
         let index = plan.batch.start / self.recipe.train.batch;
-        running_update::<A>(&mut state.running, &running, self.recipe.model.bn_momentum.at(index));
+        let follow = self.tuning.following(&mut state.running);
+        running_update::<A>(follow, &running, self.recipe.model.bn_momentum.at(index));
         state.update_average::<A>(&self.recipe.train, plan.epoch, plan.step)?;
         let lineage = state.id.map(|id| id.lineage).unwrap_or_default();
         state.id = Some(StateId { lineage, generation, step: plan.step });
@@ -215,7 +222,9 @@ impl<A: Number> Stepper<A> {
         let train = &self.recipe.train;
         let shard = Shard::new(plan, self.collective.rank(), train.chunk, train.reduction, self.shard.as_ref());
         let (meeting, vectors) = (self.meeting(&shard, plan.step), self.vectors(state)?);
-        Ok((shard, Pass { meeting, vectors, batch: plan.batch.len, comm: 0.0 }))
+        let fixed = |norm| self.tuning.statistics(NormId(norm), &state.running, self.recipe.model.bn_eps);
+        let fixed = (0..self.program.norms.len()).map(fixed).collect();
+        Ok((shard, Pass { meeting, vectors, fixed, batch: plan.batch.len, comm: 0.0 }))
     }
 
     fn meeting(&self, shard: &Shard, step: Step) -> Meeting {
@@ -314,6 +323,9 @@ impl<A: Number> Stepper<A> {
 
     /// Statistics over the scope: one for all chunks, or one a chunk.
     fn statistics(&self, pass: &mut Pass<A>, norm: NormId, segment: &Segment) -> Result<Vec<Statistics>, StepError> {
+        if let Some(fixed) = &pass.fixed[norm.0] {
+            return Ok(vec![fixed.clone()]);
+        }
         let eps = self.recipe.model.bn_eps;
         let pixels = self.pixels(segment);
         if pass.meeting.scope == Scope::Chunk {
@@ -368,7 +380,11 @@ impl<A: Number> Stepper<A> {
         let mut met: Vec<Backward<A>> = Vec::new();
         for s in (0..self.segments.len()).rev() {
             let segment = &self.segments[s];
+            if self.tuning.ends_before(segment) {
+                break;
+            }
             let entered = segment.enters.and_then(|op| self.program.norm_at(op));
+            let trains = entered.is_some_and(|norm| !self.tuning.is_frozen(self.program.norms[norm.0].gamma));
             let layer = entered.and_then(|norm| layers[norm.0].as_ref());
             self.chunks.par_iter_mut().with_max_len(1).enumerate().try_for_each(|(i, chunk)| {
                 self.pulse.beat();
@@ -377,7 +393,7 @@ impl<A: Number> Stepper<A> {
                 let forward = layer.and_then(|l| l.forward.get(i).or(l.forward.first()));
                 let mean = forward.map(|f| &f.0[..f.0.len() / 3]);
                 chunk.backward(segment, coefficients, mean)?;
-                if let (Some(norm), Some(statistics)) = (entered, statistics) {
+                if let (Some(norm), Some(statistics), true) = (entered, statistics, trains) {
                     chunk.finish_norm(norm, statistics);
                 }
                 Ok::<(), TorchError>(())
@@ -396,6 +412,9 @@ impl<A: Number> Stepper<A> {
     /// Coefficients of a norm's gradient, from the gated sums over its scope.
     fn met(&self, pass: &mut Pass<A>, norm: NormId, layer: &Layer<A>) -> Result<Vec<Backward<A>>, StepError> {
         let gamma = self.vector(&pass.vectors, self.program.norms[norm.0].gamma).to_vec();
+        if let Some(fixed) = &pass.fixed[norm.0] {
+            return Ok(vec![backward_fixed(fixed, &gamma)]);
+        }
         if pass.meeting.scope == Scope::Chunk {
             let each = self.chunks.iter().zip(&layer.statistics);
             return Ok(each.map(|(chunk, s)| backward(s, &gamma, &chunk.message)).collect());
@@ -413,6 +432,10 @@ impl<A: Number> Stepper<A> {
         let program = Arc::clone(&self.program);
         for op in program.ops[self.segments[segment].ops.clone()].iter().rev() {
             let (Op::Conv { w, .. } | Op::Linear { w, .. }) = op else { continue };
+            if self.tuning.is_frozen(*w) {
+                self.chunks.iter_mut().for_each(|chunk| chunk.tape.matrices[w.0] = None);
+                continue;
+            }
             if let Some(full) = self.buckets.add_matrix(*w, &self.layout, &mut self.chunks, &together.local)? {
                 self.send(full, meeting, together)?;
             }
@@ -444,7 +467,7 @@ impl<A: Number> Stepper<A> {
             let mut place = self.gradient.f_narrow(0, start as i64, sum.len() as i64)?;
             lockstep_torch::write(&mut place, sum)?;
         }
-        Ok(())
+        self.tuning.mask(&self.gradient)
     }
 
     /// The gradient of the last step, for proofs and the canary.

@@ -8,7 +8,7 @@ use lockstep_data::{Dataset, Loader};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, StateId, Step};
 use lockstep_proto::message::{Sha256, StepPlan};
-use lockstep_proto::recipe::{Precision, Recipe};
+use lockstep_proto::recipe::{Head, Precision, Recipe};
 use lockstep_torch::{TorchError, read_bytes, set_threads};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sha2::Digest;
@@ -16,7 +16,7 @@ use sha2::Digest;
 use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
 use crate::model;
 use crate::number::Number;
-use crate::program::{FlatLayout, ParamId};
+use crate::program::{FlatLayout, ParamId, Program};
 use crate::pulse::Pulse;
 use crate::state::{State, StateError, hex, view_of};
 use crate::step::{StepError, Stepper};
@@ -72,10 +72,23 @@ impl<A: Number> Trainer<A> {
         Ok(Self { recipe: recipe.clone(), state, stepper, pool: Arc::new(pool) })
     }
 
-    fn run<T: Send>(&mut self, f: impl FnOnce(&mut Stepper<A>, &mut State) -> T + Send) -> T {
+    pub(crate) fn run<T: Send>(&mut self, f: impl FnOnce(&mut Stepper<A>, &mut State) -> T + Send) -> T {
         let pool = Arc::clone(&self.pool);
         let (stepper, state) = (&mut self.stepper, &mut self.state);
         pool.install(|| f(stepper, state))
+    }
+
+    /// See [`take_weights`].
+    ///
+    /// # Errors
+    /// A file that is missing or of another model.
+    pub fn take_weights(&mut self, path: &Path, head: Head) -> Result<Vec<String>, ComputeError> {
+        take_weights(self, path, head)
+    }
+
+    /// The program, for whoever shows it.
+    pub fn program(&self) -> &Program {
+        &self.stepper.program
     }
 
     /// The flat gradient of the last step, in the order of the layout.
@@ -138,13 +151,24 @@ pub(crate) fn begin(compute: &mut dyn Compute, recipe: &Recipe) -> Result<(), Co
     if path.is_empty() {
         return Ok(());
     }
-    let (mut model, optimizer) = compute.tensors();
-    let kept = weights::put_into(&mut model, Path::new(path))
-        .map_err(|error| ComputeError::fatal(error.exit_code(), error.to_string()))?;
+    let kept = take_weights(compute, Path::new(path), recipe.model.head)?;
     if !kept.is_empty() {
-        tracing::info!("{path}: {} of other classes: they keep their own start", kept.join(", "));
+        tracing::info!("{path}: {} begin from the seed (model.head)", kept.join(", "));
     }
-    compute.load(&model, &optimizer)
+    Ok(())
+}
+
+/// Takes parameters and running statistics from a safetensors file with torchvision's names. Gives the names that kept
+/// what they had.
+///
+/// # Errors
+/// A file that is missing or of another model.
+pub(crate) fn take_weights(compute: &mut dyn Compute, path: &Path, head: Head) -> Result<Vec<String>, ComputeError> {
+    let (mut model, optimizer) = compute.tensors();
+    let kept = weights::put_into(&mut model, path, head)
+        .map_err(|error| ComputeError::fatal(error.exit_code(), error.to_string()))?;
+    compute.load(&model, &optimizer)?;
+    Ok(kept)
 }
 
 impl<A: Number> Compute for Trainer<A> {

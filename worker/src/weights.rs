@@ -2,27 +2,31 @@
 //!
 //! ```text
 //! file ─► by name and shape ─► parameters, running statistics      step 0
-//!                └ the classifier may differ: then it keeps its own start (fine-tuning on other classes)
+//!                └ the classifier's are left out with model.head = "replace" (fine-tuning on other classes)
 //! ```
 
 use std::path::{Path, PathBuf};
 
 use lockstep_proto::exit::ExitCode;
+use lockstep_proto::recipe::{Group, Head};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype as Stored, SafeTensors};
 
 use crate::compute::{Dtype, Named};
 
-/// What the classifier's tensors begin with.
-const HEAD: &str = "fc.";
 /// PyTorch counts batches there; it decides nothing.
 const COUNTERS: &str = "num_batches_tracked";
+const OTHER_CLASSES: &str = "with model.head = \"replace\" the model begins with a classifier of its own";
+const CONVERT: &str = "in Python `safetensors.torch.save_file(model.state_dict(), …)` writes one";
+
+/// Its first extent is the number of classes.
+pub const CLASSIFIER: &str = "fc.weight";
 
 /// Why a file is no start for a model.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// It is not there, or cannot be read.
-    #[error("model.weights: {}: {error}; every worker that may begin the run must see it", path.display())]
+    #[error("weights {}: {error}; every worker that may begin the run must see model.weights", path.display())]
     Unreadable {
         /// Where.
         path: PathBuf,
@@ -30,7 +34,7 @@ pub enum WeightsError {
         error: std::io::Error,
     },
     /// It is something else, or of another model.
-    #[error("model.weights: {}: {what}", path.display())]
+    #[error("weights {}: {what}", path.display())]
     Unfit {
         /// Where.
         path: PathBuf,
@@ -49,40 +53,69 @@ impl WeightsError {
     }
 }
 
-/// Puts what is in the file in the place of `model`'s numbers. Gives the names that kept their own start: of the
-/// classifier only.
+/// Puts what is in the file in the place of `model`'s numbers, but for a classifier that is to be replaced. Gives the names
+/// that kept their own start.
 ///
 /// # Errors
 /// A file that is missing, is no safetensors file, lacks a tensor, or has one of another shape or one that the model does
 /// not know.
-pub fn put_into(model: &mut [Named], path: &Path) -> Result<Vec<String>, WeightsError> {
+pub fn put_into(model: &mut [Named], path: &Path, head: Head) -> Result<Vec<String>, WeightsError> {
     let unfit = |what: String| WeightsError::Unfit { path: path.to_owned(), what };
     let bytes = std::fs::read(path).map_err(|error| WeightsError::Unreadable { path: path.to_owned(), error })?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| unfit(format!("no safetensors file: {error}")))?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|error| unfit(format!("no safetensors file: {error}; {CONVERT}")))?;
+    let is_head = |name: &str| Group::of(name) == Some(Group::Head);
+    let remedy = |name: &str| if is_head(name) { OTHER_CLASSES } else { "another arch or width" };
     let mut kept = Vec::new();
     for named in model.iter_mut() {
-        let is_head = named.name.starts_with(HEAD);
+        if head == Head::Replace && is_head(&named.name) {
+            kept.push(named.name.clone());
+            continue;
+        }
         match file.tensor(&named.name) {
             Ok(view) if view.shape() == named.shape => {
                 named.bytes = numbers(&view, named.dtype).map_err(|what| unfit(format!("{}: {what}", named.name)))?;
             }
-            Ok(_) | Err(_) if is_head => kept.push(named.name.clone()),
             Ok(view) => {
                 let (have, want) = (view.shape(), &named.shape);
-                return Err(unfit(format!(
-                    "`{}` is {have:?}, the model's is {want:?}: another arch or width",
-                    named.name
-                )));
+                let remedy = remedy(&named.name);
+                return Err(unfit(format!("`{}` is {have:?}, the model's is {want:?}: {remedy}", named.name)));
+            }
+            Err(_) if is_head(&named.name) => {
+                return Err(unfit(format!("`{}` is missing: {OTHER_CLASSES}", named.name)));
             }
             Err(_) => return Err(unfit(format!("`{}` is missing: it is of another model", named.name))),
         }
     }
     let is_known = |name: &str| model.iter().any(|named| named.name == name);
-    let unknown = file.names().into_iter().find(|name| !is_known(name) && !name.ends_with(COUNTERS));
-    match unknown.filter(|name| !name.starts_with(HEAD)) {
+    let is_dropped = |name: &str| name.ends_with(COUNTERS) || head == Head::Replace && is_head(name);
+    let unknown = file.names().into_iter().find(|name| !is_known(name) && !is_dropped(name));
+    match unknown {
         Some(name) => Err(unfit(format!("`{name}` is not in the model: it is of another one"))),
         None => Ok(kept),
     }
+}
+
+/// Classes of the classifier in a file.
+///
+/// # Errors
+/// A file that is missing, is no safetensors file, or has no classifier.
+pub fn num_classes(path: &Path) -> Result<usize, WeightsError> {
+    let unfit = |what: String| WeightsError::Unfit { path: path.to_owned(), what };
+    let bytes = std::fs::read(path).map_err(|error| WeightsError::Unreadable { path: path.to_owned(), error })?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|error| unfit(format!("no safetensors file: {error}; {CONVERT}")))?;
+    let head =
+        file.tensor(CLASSIFIER).map_err(|_| unfit(format!("`{CLASSIFIER}` is missing: it is of another model")))?;
+    head.shape().first().copied().ok_or_else(|| unfit(format!("`{CLASSIFIER}` has no extent")))
+}
+
+/// The recipe that `lockstep export` put into a file.
+pub fn recipe_in(path: &Path) -> Option<String> {
+    let bytes = std::fs::read(path).ok()?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
+    let identity: serde_json::Value = serde_json::from_str(header.metadata().as_ref()?.get("lockstep")?).ok()?;
+    Some(identity.get("recipe")?.as_str()?.to_owned())
 }
 
 /// The numbers of a tensor, in the model's type.
@@ -126,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_taken_and_a_classifier_of_other_classes_keeps_its_own_start() {
+    fn what_fits_is_taken_and_a_classifier_of_other_classes_only_left_out_when_asked_for() {
         let counters = named("bn1.num_batches_tracked", &[1], 0.0);
         let same = file(&[
             named("conv1.weight", &[2, 3], 1.0),
@@ -135,22 +168,31 @@ mod tests {
             counters,
         ]);
         let mut ours = model();
-        assert_eq!(put_into(&mut ours, same.path()).unwrap(), Vec::<String>::new());
+        assert_eq!(put_into(&mut ours, same.path(), Head::Keep).unwrap(), Vec::<String>::new());
         assert_eq!(ours[2], named("fc.weight", &[4, 2], 3.0));
 
+        let headless = file(&[named("conv1.weight", &[2, 3], 1.0)]);
         let other = file(&[
             named("conv1.weight", &[2, 3], 1.0),
             named("fc.bias", &[1000], 2.0),
             named("fc.weight", &[1000, 2], 3.0),
         ]);
-        let mut ours = model();
-        assert_eq!(put_into(&mut ours, other.path()).unwrap(), ["fc.bias", "fc.weight"]);
-        assert_eq!((&ours[0], &ours[1]), (&named("conv1.weight", &[2, 3], 1.0), &model()[1]));
+        for source in [&same, &other, &headless] {
+            let mut ours = model();
+            assert_eq!(put_into(&mut ours, source.path(), Head::Replace).unwrap(), ["fc.bias", "fc.weight"]);
+            assert_eq!((&ours[0], &ours[1..]), (&named("conv1.weight", &[2, 3], 1.0), &model()[1..]));
+        }
+        for (source, what) in [(&other, "`fc.bias` is [1000], the model's is [4]"), (&headless, "`fc.bias` is missing")]
+        {
+            let error = put_into(&mut model(), source.path(), Head::Keep).unwrap_err();
+            assert!(error.to_string().ends_with(&format!("{what}: {OTHER_CLASSES}")), "{error}");
+            assert_eq!(error.exit_code(), ExitCode::Data);
+        }
     }
 
     #[test]
     fn another_model_is_refused_with_the_tensor() {
-        let refused = |tensors: &[Named]| put_into(&mut model(), file(tensors).path()).unwrap_err();
+        let refused = |tensors: &[Named]| put_into(&mut model(), file(tensors).path(), Head::Keep).unwrap_err();
         let head = [named("fc.bias", &[4], 2.0), named("fc.weight", &[4, 2], 3.0)];
         let [bias, weight] = head;
         let wider = refused(&[named("conv1.weight", &[4, 3], 1.0), bias.clone(), weight.clone()]);
@@ -159,10 +201,10 @@ mod tests {
         assert!(refused(&[bias.clone(), weight.clone()]).to_string().contains("`conv1.weight` is missing"));
         let more = refused(&[named("conv1.weight", &[2, 3], 1.0), named("conv2.weight", &[1], 0.0), bias, weight]);
         assert!(more.to_string().contains("`conv2.weight` is not in the model"), "{more}");
-        let missing = put_into(&mut model(), Path::new("/nowhere.safetensors")).unwrap_err();
+        let missing = put_into(&mut model(), Path::new("/nowhere.safetensors"), Head::Keep).unwrap_err();
         assert_eq!(missing.exit_code(), ExitCode::NoInput);
         let text = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(text.path(), "no tensors").unwrap();
-        assert_eq!(put_into(&mut model(), text.path()).unwrap_err().exit_code(), ExitCode::Data);
+        assert_eq!(put_into(&mut model(), text.path(), Head::Keep).unwrap_err().exit_code(), ExitCode::Data);
     }
 }

@@ -1,9 +1,10 @@
-//! The repository's own automation: `cargo xtask libtorch|tools|build|demo|chaos|kubernetes|slurm|docker|test|check`.
+//! The repository's own automation: `cargo xtask libtorch|tools|build|demo|chaos|kubernetes|slurm|docker|torchvision|
+//! test|check`.
 //!
 //! ```text
 //! test ──► libtorch ──► system      pip, g++, cmake, nasm: found, or named with the package that has them
 //!   └────► check                    what the compiler cannot: invariants, sizes, where `unsafe` stands
-//! demo, chaos, slurm, docker ──► build ──► libtorch
+//! demo, chaos, slurm, docker, torchvision ──► build ──► libtorch
 //! ```
 //! May never: be needed in order to run Lockstep once it is built.
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ mod mutants;
 mod system;
 mod test;
 mod tools;
+mod torchvision;
 
 use std::process::ExitCode;
 
@@ -81,6 +83,18 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         bin_dir: Option<std::path::PathBuf>,
     },
+    /// Weights, logits and an SGD step, there and back, with real torchvision and timm; prints what held.
+    ///
+    /// They are fetched once, 4 GB, unless `LOCKSTEP_PEER` names a virtual environment that has them. The photographs are
+    /// those of `LOCKSTEP_TEST_DATA`.
+    Torchvision {
+        /// Where `lockstep` and `lockstep-worker` are; else they are built.
+        #[arg(long, value_name = "DIR")]
+        bin_dir: Option<std::path::PathBuf>,
+        /// What the script takes: `--arch resnet18`, `--count 8`.
+        #[arg(last = true, value_name = "ARGS")]
+        args: Vec<String>,
+    },
     /// Fetch kubectl, schemas and definitions for the tests of `deploy/` into the cache (`cargo xtask test` does, too).
     Tools,
     /// Put known bugs into a copy of the checkout, one at a time: the simulation must find each.
@@ -105,6 +119,7 @@ fn main() -> ExitCode {
         Task::Check => check::run(&system),
         Task::Kubernetes { bin_dir } => kubernetes::kubernetes(&system, bin_dir.as_deref()),
         Task::Tools => tools::provide(&system).map(|folder| eprintln!("tools are in {}", folder.display())),
+        Task::Torchvision { bin_dir, args } => torchvision::torchvision(&system, bin_dir.as_deref(), args),
         Task::Mutants { name } => mutants::run(&system, name),
     };
     match result {

@@ -2,6 +2,7 @@
 
 mod image;
 mod training;
+mod tuning;
 
 use std::fmt::Display;
 
@@ -27,6 +28,7 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     data(recipe)?;
     model(recipe)?;
     optim(recipe)?;
+    tuning::tuning(recipe)?;
     schedule(recipe)?;
     train(recipe)?;
     training::training(recipe)?;
@@ -85,6 +87,8 @@ fn data(recipe: &Recipe) -> Result<(), RecipeError> {
     let shift = data.augment.shift;
     require(shift <= 32, "data.augment.shift", shift, "at most 32, the size of an image")?;
     order(data)?;
+    let few = data.overfit_batches <= 1 << 32;
+    require(few, "data.overfit_batches", data.overfit_batches, "at most 4294967296")?;
     image::image(data)
 }
 

@@ -23,6 +23,14 @@ impl Recipe {
         Self::build(text, source, &[])
     }
 
+    /// The same, then applies `--set a.b=c` in order.
+    ///
+    /// # Errors
+    /// Anything but an I/O error.
+    pub fn with_sets(text: &str, source: &str, sets: &[String]) -> Result<Self, RecipeError> {
+        Self::build(text, source, sets)
+    }
+
     /// Reads a built-in recipe or a file, then applies `--set a.b=c` in order. A value is TOML; one that is not is a
     /// string.
     ///

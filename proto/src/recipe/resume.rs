@@ -6,6 +6,7 @@
 //! | `train.accumulate` | no: the same bits, in less memory | yes |
 //! | `train.epochs`, `train.max_steps` | no: they only end it; yes with a cosine or polynomial schedule, which is stretched over the whole run | if larger; no |
 //! | `name` | no | no |
+//! | `model.weights` | yes | once the run has begun: they are in its checkpoints; the run keeps the path it began with |
 //! | all others | yes | no |
 //!
 //! A key that a later version added counts in the hash only where it differs from its default, which is what earlier
@@ -19,7 +20,7 @@ use super::types::{Recipe, ScheduleKind};
 use crate::manifest::hex;
 
 /// Keys that came after the first version.
-const ADDED: [&str; 49] = [
+const ADDED: &[&str] = &[
     "data.block",
     "data.block_window",
     "data.image.bad",
@@ -41,11 +42,15 @@ const ADDED: [&str; 49] = [
     "data.image.scale",
     "data.image.std",
     "data.order",
+    "data.overfit_batches",
     "data.repeats",
     "model.activation",
     "model.bn_order",
     "model.bn_precise",
     "model.conv_bias",
+    "model.freeze",
+    "model.frozen_bn",
+    "model.head",
     "model.init",
     "model.leaky_slope",
     "model.stride_on",
@@ -57,6 +62,12 @@ const ADDED: [&str; 49] = [
     "optim.clip_norm",
     "optim.eps",
     "optim.formula",
+    "optim.lr_scale.head",
+    "optim.lr_scale.layer1",
+    "optim.lr_scale.layer2",
+    "optim.lr_scale.layer3",
+    "optim.lr_scale.layer4",
+    "optim.lr_scale.stem",
     "optim.rho",
     "optim.trust",
     "schedule.warmup_error",

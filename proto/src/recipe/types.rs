@@ -4,6 +4,7 @@ mod image;
 mod model;
 mod optim;
 mod order;
+mod tuning;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,7 @@ pub use image::*;
 pub use model::*;
 pub use optim::*;
 pub use order::*;
+pub use tuning::*;
 
 /// A whole recipe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -60,6 +62,9 @@ pub struct Data {
     pub limit: u64,
     /// Use only the first so many test samples (0: all).
     pub test_limit: u64,
+    /// Train on the first so many batches of epoch 1 over and over, augmented the same each time (0: on all): a model that
+    /// cannot learn them by heart has a defect.
+    pub overfit_batches: u64,
     /// `once`: each sample once an epoch. `with_replacement`: positions draw samples independently.
     pub sampling: Sampling,
     /// How far a sample may be from the one before it.
@@ -309,6 +314,7 @@ impl Default for Data {
             test_size: 2_000,
             limit: 0,
             test_limit: 0,
+            overfit_batches: 0,
             sampling: Sampling::default(),
             order: Order::default(),
             block: 1024,

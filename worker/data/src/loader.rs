@@ -92,7 +92,8 @@ impl Loader {
         let slots = images.chunks_exact_mut(num_values).zip(labels);
         for (position, (image, label)) in (positions.start..).zip(slots) {
             let sample = self.order.sample(epoch, self.delivered_position(epoch, position));
-            let mut draws = self.augments.then(|| Draws::new(self.seed, epoch, position));
+            let (drawn_in, drawn_at) = self.order.place(epoch, position);
+            let mut draws = self.augments.then(|| Draws::new(self.seed, drawn_in, drawn_at));
             let at = Place::Train { epoch, position, sample };
             let class = self.fetch(Split::Train, sample, draws.as_mut(), image).map_err(|error| error.at(at))?;
             *label = i64::from(class);

@@ -11,6 +11,7 @@ pub fn refusal(recipe: &Recipe) -> Option<String> {
         ("train.cutmix_alpha", train.cutmix_alpha != 0.0, train.cutmix_alpha.to_string()),
         ("train.ema_decay", train.ema_decay != 0.0, train.ema_decay.to_string()),
         ("train.accumulate", train.accumulate > 1, train.accumulate.to_string()),
+        ("model.freeze", !recipe.model.freeze.is_empty(), format!("{:?}", recipe.model.freeze)),
         ("optim.clip_norm", recipe.optim.clip_norm != 0.0, recipe.optim.clip_norm.to_string()),
     ];
     let asked = asked.into_iter().find(|(_, is_asked, _)| *is_asked);

@@ -15,6 +15,7 @@ use super::chunk::Chunk;
 use super::meeting::LocalTree;
 use crate::number::Number;
 use crate::program::{FlatLayout, ParamId, Program};
+use crate::tuning::Tuning;
 
 /// A slice of the flat layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,11 +28,11 @@ pub struct Slice {
     pub params: Vec<ParamId>,
 }
 
-/// Cuts the matrices into slices of about `target` elements, the first of a quarter so that the first reduction starts
-/// early; vectors are the last slice.
-pub fn slices(program: &Program, layout: &FlatLayout, target: usize) -> Vec<Slice> {
+/// Cuts the matrices that train into slices of about `target` elements, the first of a quarter so that the first
+/// reduction starts early; vectors are the last slice.
+pub fn slices(program: &Program, layout: &FlatLayout, trains: impl Fn(ParamId) -> bool, target: usize) -> Vec<Slice> {
     let mut slices: Vec<Slice> = Vec::new();
-    let matrices = layout.order.iter().filter(|id| !program.params[id.0].is_vector());
+    let matrices = layout.order.iter().filter(|id| !program.params[id.0].is_vector() && trains(**id));
     let mut open: Option<Slice> = None;
     for id in matrices {
         let entry = layout.entries[id.0];
@@ -74,9 +75,10 @@ pub struct Together {
 }
 
 impl<A: Number> Buckets<A> {
-    /// [`slices`] of about `bytes`.
-    pub fn new(program: &Program, layout: &FlatLayout, bytes: u64) -> Self {
-        let slices = slices(program, layout, (bytes as usize / size_of::<A>()).max(1));
+    /// [`slices`] of about `bytes`, of what trains.
+    pub fn new(program: &Program, layout: &FlatLayout, tuning: &Tuning, bytes: u64) -> Self {
+        let target = (bytes as usize / size_of::<A>()).max(1);
+        let slices = slices(program, layout, |id| !tuning.is_frozen(id), target);
         let mut bucket_of = vec![0; program.params.len()];
         for (index, slice) in slices.iter().enumerate() {
             slice.params.iter().for_each(|id| bucket_of[id.0] = index);

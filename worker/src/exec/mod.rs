@@ -21,5 +21,5 @@ pub use buckets::{Buckets, Reducer, Slice, Together, slices};
 pub use chunk::Chunk;
 pub use loss::{Counts, Targets, cross_entropy};
 pub use meeting::{LocalTree, Meeting, Scope};
-pub use norm::{Backward, Forward, Statistics, backward, forward, running_update};
+pub use norm::{Backward, Forward, Statistics, backward, backward_fixed, forward, running_update};
 pub use tape::{Passes, Tape};

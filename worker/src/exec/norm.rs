@@ -83,6 +83,17 @@ pub fn backward<A: Number>(s: &Statistics, gamma: &[A], sums: &[f64]) -> Backwar
     Backward(out)
 }
 
+/// Coefficients of the backward pass where statistics do not depend on the samples: the gradient is only scaled.
+pub fn backward_fixed<A: Number>(s: &Statistics, gamma: &[A]) -> Backward<A> {
+    let channels = s.mean.len();
+    let mut out = vec![A::default(); 4 * channels];
+    for c in 0..channels {
+        out[c] = A::from_f64(s.mean[c]);
+        out[channels + c] = A::from_f64(gamma[c].to_f64() * s.inverse[c]);
+    }
+    Backward(out)
+}
+
 /// One chunk's part of the gradients of γ and β, from its own message.
 pub fn parameter_gradients<A: Number>(s: &Statistics, message: &[f64], d_gamma: &mut [A], d_beta: &mut [A]) {
     let channels = s.mean.len();
@@ -95,8 +106,8 @@ pub fn parameter_gradients<A: Number>(s: &Statistics, message: &[f64], d_gamma: 
 
 /// `running ← (1 − momentum)·running + momentum·batch`, rounded to the precision that checkpoints hold. `batch` is mean
 /// and unbiased variance of every layer, one after another.
-pub fn running_update<A: Number>(running: &mut [Running], batch: &[f64], momentum: f64) {
-    let values = running.iter_mut().flat_map(|layer| layer.mean.iter_mut().chain(&mut layer.variance));
+pub fn running_update<'a, A: Number>(running: impl Iterator<Item = &'a mut Running>, batch: &[f64], momentum: f64) {
+    let values = running.flat_map(|layer| layer.mean.iter_mut().chain(&mut layer.variance));
     for (old, new) in values.zip(batch) {
         *old = A::from_f64((1.0 - momentum) * *old + momentum * new).to_f64();
     }

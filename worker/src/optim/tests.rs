@@ -72,9 +72,15 @@ fn gradient(quadratic: bool, values: &[f64], first: usize, step: u64) -> Vec<f64
 
 /// Where the solver leads, by parameter, and whether padding stayed zero.
 fn run(case: &Case, quadratic: bool) -> BTreeMap<String, Vec<f64>> {
+    run_over(case, quadratic, None)
+}
+
+/// The same over these stretches.
+fn run_over(case: &Case, quadratic: bool, spans: Option<&[Span]>) -> BTreeMap<String, Vec<f64>> {
     let (program, optim) = (program(), case.optim());
     let layout = FlatLayout::new(&program);
-    let optimizer = Optimizer::new(&optim, &layout);
+    let whole = Optimizer::new(&optim, &layout);
+    let optimizer = spans.map_or_else(|| whole.clone(), |spans| whole.clone().over(spans));
     let mut state = State::new(&program, &layout, Precision::Fp64, optim.solver).unwrap();
     let mut flat = state.master.f_zeros_like().unwrap();
     let firsts = [0, 24, 29];
@@ -139,6 +145,28 @@ fn a_gradient_is_clipped_as_pytorch_does_and_a_smaller_one_stays_as_it_is() {
     // torch.nn.utils.clip_grad_norm_: max_norm / (total_norm + 1e-6)
     for (have, value) in clipped(2.0).iter().zip(&values) {
         assert!((have - value * (2.0 / (norm + 1e-6))).abs() < 1e-15, "{have}");
+    }
+}
+
+#[test]
+fn stretch_by_stretch_every_solver_leads_to_the_same_place_and_a_scale_acts_on_its_own_stretch_alone() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../../tests/golden/solvers.json")).unwrap();
+    let layout = FlatLayout::new(&program());
+    let edges: Vec<usize> = layout.order.iter().map(|id| layout.entries[id.0].offset).chain([layout.len]).collect();
+    let spans = |lr_scale: f64| -> Vec<Span> {
+        let one = |(i, pair): (usize, &[usize])| Span {
+            start: pair[0],
+            len: pair[1] - pair[0],
+            lr_scale: if i == 0 { lr_scale } else { 1.0 },
+        };
+        edges.windows(2).enumerate().map(one).collect()
+    };
+    for case in &cases {
+        let whole = run(case, false);
+        assert_eq!(run_over(case, false, Some(&spans(1.0))), whole, "{:?}", case.optim);
+        let scaled = run_over(case, false, Some(&spans(0.5)));
+        assert_ne!(scaled["w"], whole["w"], "{:?}", case.optim);
+        assert_eq!((&scaled["gamma"], &scaled["bias"]), (&whole["gamma"], &whole["bias"]), "{:?}", case.optim);
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{FrozenBn, Group, Head};
+
 /// `[model]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -13,9 +15,15 @@ pub struct Model {
     /// Channels of the first stage (He et al.: 16 for CIFAR, 64 for ImageNet: so where it is not set); doubled at each
     /// later stage.
     pub width: u32,
-    /// A safetensors file of weights to begin with, under torchvision's names; a classifier of other classes is left out.
-    /// Empty: from the seed.
+    /// A safetensors file of weights to begin with, under torchvision's names. Empty: from the seed. May lie elsewhere on
+    /// resume, when it is needed no more.
     pub weights: String,
+    /// `keep`: the classifier is the file's. `replace`: it starts from the seed.
+    pub head: Head,
+    /// Parts that do not train: `stem`, `layer1` … `layer4`, `head`. No gradient, no weight decay.
+    pub freeze: Vec<Group>,
+    /// Which statistics BatchNorm has in frozen parts: its `running` ones, which then stay, or the `batch`'s.
+    pub frozen_bn: FrozenBn,
     /// What joins blocks whose shapes differ. Not set: A for CIFAR, B for ImageNet.
     pub shortcut: Shortcut,
     /// ImageNet's bottleneck blocks: which convolution of the first block of a stage halves the size.
@@ -218,6 +226,9 @@ impl Default for Model {
             n: 3,
             width: 16,
             weights: String::new(),
+            head: Head::default(),
+            freeze: Vec::new(),
+            frozen_bn: FrozenBn::default(),
             shortcut: Shortcut::default(),
             stride_on: StrideOn::default(),
             bn_position: BnPosition::default(),

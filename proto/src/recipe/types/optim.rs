@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::LrScale;
+
 /// `[optim]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -37,6 +39,8 @@ pub struct Optim {
     /// Whose formula, where two differ: `adam` adds `eps` to the corrected root (`pytorch`) or to the plain one
     /// (`torch7`).
     pub formula: Formula,
+    /// `[optim.lr_scale]`: factors of the learning rate by part of the network.
+    pub lr_scale: LrScale,
 }
 
 impl Optim {
@@ -167,6 +171,7 @@ impl Default for Optim {
             trust: 0.001,
             clip_norm: 0.0,
             formula: Formula::default(),
+            lr_scale: LrScale::default(),
         }
     }
 }

@@ -156,7 +156,7 @@ impl Body {
             gradient: state.master.f_zeros_like()?,
             leaves: Vec::new(),
             segments: program.segments(),
-            slices: slices(&program, &layout, target.max(1)),
+            slices: slices(&program, &layout, |_| true, target.max(1)),
             optimizer: Optimizer::new(&recipe.optim, &layout),
             recipe: recipe.clone(),
             kind,

@@ -94,7 +94,7 @@ impl Body {
             let mut next = copy_of(&self.state)?;
             let mut gradient = copied(&self.gradient)?;
             if is_sgd {
-                self.optimizer.sgd_at(&mut next, &mut gradient, (step, &rate))?;
+                self.optimizer.sgd_at(&next, &gradient, (step, &rate))?;
             } else {
                 let lr = rate.f_double_value(&[0])?;
                 self.optimizer.update(&mut next, &mut gradient, Pace { step, lr })?;
