@@ -125,6 +125,8 @@ impl Hurdle for Hurdles {
                 self.witness.log(describe(record));
                 self.witness.check(checked);
             }
+            let checked = self.witness.rules.lock().unwrap().group_ends();
+            self.witness.check(checked);
             if cut == Some(Cut::After) {
                 self.die(Cut::After).await;
             }

@@ -85,6 +85,15 @@ impl Rules {
         Manifest::verify(&dir).is_ok_and(|manifest| manifest.state() == *id)
     }
 
+    /// A group of records is durable. Of the checkpoints in it, one that retention has no use for may be gone already, with
+    /// a newer one in the same group; the newest must load.
+    pub fn group_ends(&self) -> Checked {
+        if let Some(newest) = self.checkpoints.values().next_back() {
+            rule!(self.loads(newest), "the checkpoint of {newest} is the newest that counts, and does not load");
+        }
+        Ok(())
+    }
+
     fn checkpoint_loads(&self) -> Checked {
         rule!(
             self.committed() == Step(0) || self.checkpoints.values().any(|id| self.loads(id)),
@@ -129,12 +138,6 @@ impl Rules {
                     state.step <= self.committed() && known == state.generation,
                     "a checkpoint of {state} counts, but the run's step {} is of generation {known}",
                     state.step
-                );
-                // One that retention has no use for goes at once, with its record still on the way.
-                let is_newest = self.checkpoints.keys().all(|step| *step < state.step);
-                rule!(
-                    !is_newest || self.loads(state),
-                    "checkpoint {dir} of {state} is the newest that counts, and does not load"
                 );
                 self.checkpoints.insert(state.step, *state);
                 Ok(())
