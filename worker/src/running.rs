@@ -1,10 +1,11 @@
 //! What BatchNorm's running statistics take in from a step.
 
+use lockstep_proto::message::StepPlan;
+
 use crate::exec::{Chunk, Scope};
 use crate::number::Number;
 use crate::state::State;
 use crate::step::{Layer, Pass, StepError, Stepper};
-use lockstep_proto::message::StepPlan;
 
 impl<A: Number> Stepper<A> {
     /// What the running statistics are to take in: mean and unbiased variance of every layer, one after another. One
