@@ -123,6 +123,9 @@ pub struct ExportArgs {
     /// File to write
     #[arg(long, env = "LOCKSTEP_OUT", value_name = "FILE")]
     pub out: PathBuf,
+    /// The average of the weights (train.ema_decay) in place of the weights
+    #[arg(long, env = "LOCKSTEP_EMA")]
+    pub ema: bool,
 }
 
 /// `bench`
