@@ -31,13 +31,16 @@ pub enum Mix {
     },
 }
 
-/// Pixels of an image: the last row and column are not in it.
+/// A rectangle of pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Area {
+    /// Its first row.
     pub top: u32,
+    /// Its first column.
     pub left: u32,
+    /// The row after its last.
     pub bottom: u32,
+    /// The column after its last.
     pub right: u32,
 }
 

@@ -37,7 +37,7 @@ pub struct Smoother {
     window: u64,
     /// A point ends with every so many epochs, full or not.
     epochs: u64,
-    num_train: f64,
+    num_positions: f64,
     images: f64,
     open: Option<Open>,
     points: Vec<Point>,
@@ -55,12 +55,12 @@ struct Open {
 
 impl Smoother {
     /// Points of about `window` steps. An epoch is cut into equal parts, as far as that goes.
-    pub fn new(window: u64, steps_per_epoch: u64, num_train: u64) -> Self {
+    pub fn new(window: u64, steps_per_epoch: u64, num_positions: u64) -> Self {
         let steps_per_epoch = steps_per_epoch.max(1);
         let parts = steps_per_epoch.div_ceil(window.max(1));
         let epochs = (window / steps_per_epoch).max(1);
         let window = if epochs > 1 { epochs * steps_per_epoch } else { steps_per_epoch.div_ceil(parts) };
-        Self { window, epochs, num_train: num_train.max(1) as f64, images: 0.0, open: None, points: Vec::new() }
+        Self { window, epochs, num_positions: num_positions.max(1) as f64, images: 0.0, open: None, points: Vec::new() }
     }
 
     /// Takes in a step. A loss that is not a number leaves a gap.
@@ -83,7 +83,7 @@ impl Smoother {
     fn close(&mut self) {
         let Some(open) = self.open.take().filter(|open| open.samples > 0.0) else { return };
         let images = open.from + open.samples / 2.0;
-        self.points.push(Point { images, epochs: images / self.num_train, value: open.sum / open.samples });
+        self.points.push(Point { images, epochs: images / self.num_positions, value: open.sum / open.samples });
     }
 
     /// The curve.

@@ -125,7 +125,7 @@ fn chart(what: &What, table: &Table, x: X, drawn: &[Drawn<'_>]) -> Option<Chart>
         if points.len() < 2 {
             continue;
         }
-        let size = run.details.data.as_ref().map_or(0, |data| data.num_train);
+        let size = run.details.num_positions;
         let end = match x {
             X::Epochs => run.details.total_epochs as f64,
             X::Images => (run.details.total_epochs * size) as f64 / unit.divisor,
@@ -164,8 +164,7 @@ fn unfinished(table: &Table, drawn: &Drawn<'_>) -> String {
 fn marks(table: &Table, drawn: &[Drawn<'_>], x: X, unit: Unit) -> Vec<(f64, String)> {
     let total = drawn.iter().map(|run| run.details.total_epochs).max().unwrap_or(0);
     let drops: Vec<_> = table.rows.iter().filter_map(|row| rate_drops(&row.recipe, total)).collect();
-    let sizes: BTreeSet<u64> =
-        drawn.iter().filter_map(|run| run.details.data.as_ref()).map(|data| data.num_train).collect();
+    let sizes: BTreeSet<u64> = drawn.iter().map(|run| run.details.num_positions).filter(|size| *size > 0).collect();
     let Some((first, factor)) = drops.first().filter(|first| drops.iter().all(|drops| drops == *first)) else {
         return Vec::new();
     };

@@ -86,6 +86,8 @@ pub struct Details {
     pub state_sha256: Option<String>,
     /// The last evaluation, if it is of the last step of a finished run.
     pub test_error: Option<f64>,
+    /// Positions of an epoch: its training samples, or a multiple with `data.repeats`.
+    pub num_positions: u64,
     /// Epochs of its course.
     pub total_epochs: u64,
     /// Training loss, smoothed.

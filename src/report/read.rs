@@ -65,8 +65,10 @@ fn details(dir: &Path, smooth: Option<u64>) -> Result<(Details, Told), Failure> 
     details.total_epochs = course.total_epochs();
     let per_epoch = course.steps_per_epoch();
     let window = smooth.unwrap_or_else(|| usual_window(course.total_steps(), per_epoch));
-    let mut smoothed = Smoother::new(window, per_epoch, num_train);
-    let mut fine = Smoother::new(fine_window(course.total_steps()), per_epoch, num_train);
+    let positions = course.num_positions();
+    details.num_positions = positions;
+    let mut smoothed = Smoother::new(window, per_epoch, positions);
+    let mut fine = Smoother::new(fine_window(course.total_steps()), per_epoch, positions);
     let mut last = 0;
     reader.each_step(|row| {
         smoothed.push(row.epoch.0, row.samples, row.loss);
@@ -75,17 +77,17 @@ fn details(dir: &Path, smooth: Option<u64>) -> Result<(Details, Told), Failure> 
     })?;
     (details.loss, details.loss_fine) = (smoothed.finish(), fine.finish());
     let epochs = reader.epochs()?;
-    details.test = test_curve(&epochs, num_train);
+    details.test = test_curve(&epochs, positions);
     let at_end = epochs.last().filter(|row| row.step.0 == last && details.state_sha256.is_some());
     details.test_error = at_end.and_then(|row| row.test_error);
     Ok((details, told))
 }
 
-fn test_curve(epochs: &[EpochRow], num_train: u64) -> Curve {
+fn test_curve(epochs: &[EpochRow], positions: u64) -> Curve {
     let point = |row: &EpochRow| {
         let images = row.images as f64;
         let value = row.test_error.filter(|error| error.is_finite())?;
-        Some(Point { images, epochs: images / num_train.max(1) as f64, value })
+        Some(Point { images, epochs: images / positions.max(1) as f64, value })
     };
     Curve { window: 0, points: epochs.iter().filter_map(point).collect() }
 }

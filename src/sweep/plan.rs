@@ -214,7 +214,7 @@ fn runs(configs: &[Config], seeds_of: &[Vec<u64>], out: &Path) -> Vec<Run> {
 fn cost(recipe: &Recipe) -> f64 {
     let by_epochs = match recipe.train.epochs {
         0 => f64::INFINITY,
-        epochs => epochs as f64 * num_train(recipe) as f64,
+        epochs => epochs as f64 * num_train(recipe) as f64 * f64::from(recipe.data.repeats),
     };
     let by_steps = match recipe.train.max_steps {
         0 => f64::INFINITY,

@@ -153,6 +153,9 @@ pub struct ExportArgs {
     /// `huggingface`: recipe of the model [default: recipe.toml of the checkpoint's run]
     #[arg(long, env = "LOCKSTEP_RECIPE", value_name = "RECIPE")]
     pub recipe: Option<String>,
+    /// The average of the weights (train.ema_decay) in place of the weights
+    #[arg(long, env = "LOCKSTEP_EMA")]
+    pub ema: bool,
 }
 
 /// `--format`

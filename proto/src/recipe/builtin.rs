@@ -31,5 +31,13 @@ pub fn builtin() -> &'static [Builtin] {
         "cifar10/resnet44": "ResNet-44, 200 epochs (He et al. 2015)",
         "cifar10/resnet56": "ResNet-56, 200 epochs (He et al. 2015)",
         "cifar10/resnet110": "ResNet-110, 200 epochs, 400 steps of warm-up (He et al. 2015)",
+        "imagenet/resnet50-90": "ResNet-50, 90 epochs in steps (Goyal et al. 2017)",
+        "imagenet/resnet50-torchvision-v1": "ResNet-50, 90 epochs, as torchvision's first weights",
+        "imagenet/resnet50-torchvision-v2": "ResNet-50, 600 torchvision epochs: smoothing, mixing, averaging, repeats",
+        "imagenet/resnet50-batch-8k": "ResNet-50, batch 8,192: linear scaling, warm-up (Goyal et al. 2017)",
+        "imagenet/resnet50-batch-32k": "ResNet-50, batch 32,768: LARS (You et al. 2017)",
+        "imagenet/resnet50-resizing-16": "ResNet-50, 16 epochs with growing images, after FFCV",
+        "imagenet/resnet50-resizing-40": "ResNet-50, 40 epochs with growing images, after FFCV",
+        "imagenet/resnet50-resizing-88": "ResNet-50, 88 epochs with growing images, after FFCV",
     }
 }

@@ -9,6 +9,7 @@ use lockstep_proto::exit::ExitCode;
 use serde_json::json;
 
 use crate::args::{ExportArgs, ExportFormat};
+use crate::average::PREFIX;
 use crate::checkpoint::{self, CheckpointError, Loaded, MODEL_FILE};
 use crate::compute::Named;
 use crate::evaluate_cmd;
@@ -20,12 +21,27 @@ use crate::weights::CLASSIFIER;
 /// # Errors
 /// A checkpoint that does not load; a file that cannot be written; a model that the format has no place for.
 pub fn run(args: &ExportArgs) -> Result<(), Exit> {
-    let loaded = checkpoint::read(&args.checkpoint)?;
+    let mut loaded = checkpoint::read(&args.checkpoint)?;
+    if args.ema {
+        take_average(&mut loaded, &args.checkpoint)?;
+    }
     let bytes = match args.format {
-        ExportFormat::Safetensors => file(&loaded, &args.checkpoint, &args.out)?,
+        ExportFormat::Safetensors => file(&loaded, args)?,
         ExportFormat::Huggingface => folder(&loaded, args)?,
     };
     eprintln!("{}: {bytes} bytes", args.out.display());
+    Ok(())
+}
+
+/// The average of the weights in the place of the weights.
+fn take_average(loaded: &mut Loaded, checkpoint: &Path) -> Result<(), Exit> {
+    let named = |tensor: &Named| Some(Named { name: tensor.name.strip_prefix(PREFIX)?.into(), ..tensor.clone() });
+    loaded.model = loaded.optimizer.iter().filter_map(named).collect();
+    if loaded.model.is_empty() {
+        let reason =
+            format!("--ema: {} holds no average of the weights: its run had no train.ema_decay", checkpoint.display());
+        return Err(Exit::new(ExitCode::Usage, reason));
+    }
     Ok(())
 }
 
@@ -36,14 +52,15 @@ fn counters(model: &[Named], steps: u64) -> Vec<(String, i64)> {
 }
 
 /// Gives the bytes written. The header's metadata has one key, `lockstep`, with the checkpoint's identity as JSON.
-fn file(loaded: &Loaded, checkpoint: &Path, out: &Path) -> Result<usize, CheckpointError> {
-    let manifest = &loaded.manifest;
+fn file(loaded: &Loaded, args: &ExportArgs) -> Result<usize, CheckpointError> {
+    let (manifest, out) = (&loaded.manifest, args.out.as_path());
     let identity = json!({
         "step": manifest.step,
+        "weights": if args.ema { "ema" } else { "model" },
         "epoch": manifest.epoch,
         "recipe_sha256": manifest.recipe_sha256,
         "state_sha256": manifest.state_sha256,
-        "recipe": checkpoint::recipe_of(checkpoint),
+        "recipe": checkpoint::recipe_of(&args.checkpoint),
     });
     let metadata = HashMap::from([("lockstep".to_owned(), identity.to_string())]);
     let counters = counters(&loaded.model, manifest.step.0);

@@ -132,7 +132,7 @@ impl Rules {
                 rule!(*found == expected, "the evaluation of step {step} gave {found}, not {expected}");
                 Ok(())
             }
-            Record::CheckpointSaved { state, dir, .. } => {
+            Record::CheckpointSaved { state, .. } => {
                 let known = self.generation_of(state.step);
                 rule!(
                     state.step <= self.committed() && known == state.generation,
