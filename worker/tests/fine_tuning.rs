@@ -109,12 +109,16 @@ fn a_state_with_frozen_parts_goes_on_from_a_checkpoint_to_the_bit() {
     let (recipe, data) = recipe(&["model.freeze=[\"stem\", \"layer3\"]", "optim.lr_scale.head=4.0"]);
     let mut whole = trainer::cpu(&recipe, Arc::clone(&data), 1).unwrap();
     whole.initialise();
-    (1..=2).for_each(|step| drop(whole.step(Generation(1), &plan(step, 0.05, &[5])).unwrap()));
+    for step in 1..=2 {
+        whole.step(Generation(1), &plan(step, 0.05, &[5])).unwrap();
+    }
     let (model, optimizer) = whole.tensors();
     let mut resumed = trainer::cpu(&recipe, data, 2).unwrap();
     resumed.load(&model, &optimizer).unwrap();
     for replica in [&mut whole, &mut resumed] {
-        (3..=4).for_each(|step| drop(replica.step(Generation(1), &plan(step, 0.05, &[5])).unwrap()));
+        for step in 3..=4 {
+            replica.step(Generation(1), &plan(step, 0.05, &[5])).unwrap();
+        }
     }
     assert_eq!(whole.sha256(), resumed.sha256());
 }

@@ -186,7 +186,9 @@ fn an_average_goes_on_from_a_checkpoint_and_from_a_broadcast_to_the_bit() {
         let replica = || trainer::cpu(&recipe, Arc::clone(&data), 1).unwrap();
         let mut whole = replica();
         whole.initialise();
-        (1..=7).for_each(|step| drop(whole.step(Generation(1), &plan(step)).unwrap()));
+        for step in 1..=7 {
+            whole.step(Generation(1), &plan(step)).unwrap();
+        }
         let (model, optimizer) = whole.tensors();
         let (mut loaded, mut sent) = (replica(), replica());
         loaded.load(&model, &optimizer).unwrap();

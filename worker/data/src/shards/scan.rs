@@ -57,7 +57,8 @@ pub(super) fn list(store: &Store) -> Result<[Vec<Listed>; 2], ShardError> {
 /// A shard that is no tar file, a sample without image or class, classes that do not fit together.
 pub(super) fn index(store: &Store, listed: &[Vec<Listed>; 2]) -> Result<Index, ShardError> {
     let shards: Vec<&Listed> = listed.iter().flatten().collect();
-    let found: Vec<Mutex<Option<Result<Vec<Found>, ShardError>>>> = shards.iter().map(|_| Mutex::default()).collect();
+    type Slot = Mutex<Option<Result<Vec<Found>, ShardError>>>;
+    let found: Vec<Slot> = shards.iter().map(|_| Slot::default()).collect();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..THREADS.min(shards.len()) {
