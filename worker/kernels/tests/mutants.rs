@@ -1,6 +1,8 @@
 //! Whether the checks find bugs that they must find: each is put into a copy of the source, which is compiled for the
 //! host; the named check has to fail there.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test may panic")]
+
 mod checks;
 
 use std::fs;

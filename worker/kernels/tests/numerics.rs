@@ -1,6 +1,8 @@
 //! Every kernel, the source unchanged, on the host: against references in f64 and against the CPU's operations bit by
 //! bit, in three orders of threads and blocks.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test may panic")]
+
 mod checks;
 
 use lockstep_kernels::KERNELS;

@@ -1,6 +1,8 @@
 //! The real compiler, on a machine without a device: it compiles the source for every architecture that we name, the
 //! image is kept, and the loading code takes it.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test may panic")]
+
 use std::path::PathBuf;
 
 use lockstep_kernels::host::Host;

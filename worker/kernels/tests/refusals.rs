@@ -1,5 +1,7 @@
 //! Launches that would reach beyond their memory are refused before anything is launched, by what is too small.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test may panic")]
+
 use lockstep_kernels::host::{Buffer, Host};
 use lockstep_kernels::loss::CrossEntropy;
 use lockstep_kernels::norm::{Apply, Stats};
