@@ -1,5 +1,6 @@
 //! The interface that the trainer sees.
 
+use std::any::Any;
 use std::fmt;
 
 use lockstep_proto::ids::{Rank, Step};
@@ -87,6 +88,11 @@ pub trait Collective: Send + Sync {
 
     /// From any thread: everything in flight and later fails at once, here and on the peers.
     fn abort(&self);
+
+    /// What is underneath, for who knows it and asks for more than this interface has, such as sums of device memory.
+    fn underneath(&self) -> Option<&(dyn Any + Send + Sync)> {
+        None
+    }
 
     /// Returns once every rank has called it.
     fn barrier(&self, op: &Op) -> Result<(), CollectiveError> {

@@ -73,6 +73,22 @@ pub enum CollectiveError {
         /// What is wrong.
         what: String,
     },
+    /// The library underneath gave this rank an error that names nobody.
+    #[error("{operation} failed on rank {rank}: {what}")]
+    Failed {
+        /// Where: this rank.
+        rank: Rank,
+        /// What was going on.
+        operation: Operation,
+        /// What the library says.
+        what: String,
+    },
+    /// The device or its library can no longer be used, in this generation or any other: the process has to end.
+    #[error("{what}")]
+    Unusable {
+        /// What is wrong, and what to do about it.
+        what: String,
+    },
     /// A rank never came to the rendezvous.
     #[error("rank {rank} at {address} did not come to generation {generation} within {waited:.1?}: {cause}")]
     NeverCame {
@@ -106,7 +122,12 @@ impl CollectiveError {
             | Self::Mismatch { rank, .. }
             | Self::Garbled { rank, .. }
             | Self::NeverCame { rank, .. } => Some(*rank),
-            Self::Aborted | Self::Outvoted { .. } | Self::Misuse { .. } | Self::Listen { .. } => None,
+            Self::Aborted
+            | Self::Outvoted { .. }
+            | Self::Misuse { .. }
+            | Self::Failed { .. }
+            | Self::Unusable { .. }
+            | Self::Listen { .. } => None,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use lockstep_proto::ids::Rank;
 use lockstep_proto::tree::{Node, Tree};
 
+use crate::element::Element;
 use crate::fold::FoldPlan;
 
 /// The tree over the chunks of one batch, and each rank's share of them. Made once a step, used by all its reductions.
@@ -17,6 +18,7 @@ pub struct Layout {
     firsts: Vec<usize>,
     plan: FoldPlan,
     digest: u64,
+    any_order: bool,
 }
 
 impl Layout {
@@ -43,12 +45,28 @@ impl Layout {
         }
         let plan = FoldPlan::new(tree, nodes.iter().flatten().copied());
         let digest = counts.iter().fold(fnv(0xcbf2_9ce4_8422_2325, num_chunks), |hash, &count| fnv(hash, count));
-        Self { tree, shares, nodes, firsts, plan, digest }
+        Self { tree, shares, nodes, firsts, plan, digest, any_order: false }
     }
 
-    /// One value a rank, added in a fixed tree over ranks: for `reduction = "fast"`. A rank without samples gives zeros.
+    /// One value a rank, in any order of addition that is the same on all ranks: for `reduction = "fast"`. Over TCP it is a
+    /// fixed tree over ranks. A rank without samples gives zeros.
     pub fn by_rank(world: u32) -> Self {
-        Self::canonical(world, &vec![1; world as usize])
+        Self { any_order: true, ..Self::canonical(world, &vec![1; world as usize]) }
+    }
+
+    /// Whether a library may add in an order of its own.
+    pub fn allows_any_order(&self) -> bool {
+        self.any_order
+    }
+
+    /// Adds the sums of all ranks, ascending, in tree order into `out`, which is as long as each of them; zeros if there
+    /// are none.
+    ///
+    /// # Panics
+    /// If there are fewer sums than all ranks contribute, or one is shorter.
+    pub fn fold<T: Element>(&self, partials: &[&[T]], out: &mut [T]) {
+        let mut scratch = vec![T::ZERO; self.plan.scratch_len()];
+        self.plan.run(|k| partials[k], &mut scratch, out);
     }
 
     /// The tree.
@@ -79,8 +97,8 @@ impl Layout {
         self.nodes(rank).len()
     }
 
-    /// Index of a rank's first sum among those of all ranks.
-    pub(crate) fn first_partial(&self, rank: usize) -> usize {
+    /// Index of a rank's first sum among those of all ranks; for the number of ranks, the number of all sums.
+    pub fn first_partial(&self, rank: usize) -> usize {
         self.firsts[rank]
     }
 
@@ -89,7 +107,7 @@ impl Layout {
     }
 
     /// Equal on ranks with equal layouts.
-    pub(crate) fn digest(&self) -> u64 {
+    pub fn digest(&self) -> u64 {
         self.digest
     }
 }

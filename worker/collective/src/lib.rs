@@ -27,5 +27,5 @@ pub use collective::{Collective, Lane, Op};
 pub use element::Element;
 pub use error::{CollectiveError, Operation};
 pub use layout::Layout;
-pub use solo::Solo;
+pub use solo::{Solo, check_reduce, check_root};
 pub use tcp::{Listener, TcpMesh};

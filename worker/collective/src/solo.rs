@@ -85,7 +85,7 @@ impl Collective for Solo {
 }
 
 /// Whether the arguments of a reduction fit together.
-pub(crate) fn check_reduce<T>(
+pub fn check_reduce<T>(
     op: &Op,
     layout: &Layout,
     collective: &dyn Collective,
@@ -112,7 +112,7 @@ pub(crate) fn check_reduce<T>(
 }
 
 /// Whether the root of a broadcast exists.
-pub(crate) fn check_root(op: &Op, root: Rank, collective: &dyn Collective) -> Result<(), CollectiveError> {
+pub fn check_root(op: &Op, root: Rank, collective: &dyn Collective) -> Result<(), CollectiveError> {
     let world = collective.world();
     if root.0 < world {
         return Ok(());

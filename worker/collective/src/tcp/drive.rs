@@ -209,7 +209,7 @@ impl Drive<'_> {
         self.shared.check()?;
         for ((peer, _), fd) in controls.iter().zip(&fds[num_data..]) {
             if !fd.revents().is_empty() {
-                self.shared.heed(*peer, &self.call)?;
+                self.shared.heed(*peer, &|| self.call.describe())?;
             }
         }
         Ok(())

@@ -2,14 +2,16 @@
 
 use std::collections::VecDeque;
 use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use lockstep_proto::ids::{Generation, Rank};
+use rustix::event::{PollFd, PollFlags};
 
 use super::broadcast::Broadcast;
 use super::control::Control;
-use super::drive::{Drive, Peer};
+use super::drive::{Drive, Peer, wait};
 use super::exchange::Exchange;
 use super::frame::{Call, digest};
 use super::gather::Gather;
@@ -90,6 +92,50 @@ impl TcpMesh {
     pub fn history(&self, lane: Lane) -> Vec<Operation> {
         let history = self.history[lane.index()].lock().unwrap_or_else(PoisonError::into_inner);
         history.iter().map(Call::describe).collect()
+    }
+
+    /// Tells every peer a word in passing, of which only the last counts, without waiting: at most a kilobyte. For who
+    /// moves data another way, and keeps this mesh to know about the others.
+    pub fn note(&self, note: &[u8]) {
+        self.shared.controls().filter(|(_, control)| !control.has_left()).for_each(|(_, control)| control.note(note));
+    }
+
+    /// Waits until a peer says something, `wake` is readable, or `timeout` is over; hands over the notes that came.
+    /// Whoever left in good order is no failure.
+    ///
+    /// # Errors
+    /// This mesh has failed; a peer has, aborted, or is gone. `during` says what was going on.
+    pub fn listen(
+        &self,
+        wake: BorrowedFd<'_>,
+        timeout: Duration,
+        during: &dyn Fn() -> Operation,
+        mut heard: impl FnMut(Rank, Vec<u8>),
+    ) -> Result<(), CollectiveError> {
+        self.shared.check()?;
+        let present = || self.shared.controls().filter(|(_, control)| !control.has_left());
+        let mut fds = vec![PollFd::from_borrowed_fd(wake, PollFlags::IN)];
+        fds.extend(present().map(|(_, control)| PollFd::from_borrowed_fd(control.socket.as_fd(), PollFlags::IN)));
+        wait(&mut fds, timeout);
+        self.shared.check()?;
+        for (peer, control) in present() {
+            self.shared.heed(peer, during)?;
+            if let Some(note) = control.take_note() {
+                heard(Rank(peer as u32), note);
+            }
+        }
+        Ok(())
+    }
+
+    /// Who left in good order, as far as was heard.
+    pub fn left(&self) -> Option<Rank> {
+        self.shared.controls().find(|(_, control)| control.has_left()).map(|(peer, _)| Rank(peer as u32))
+    }
+
+    /// From any thread: records a failure that was found elsewhere, as [`abort`](Collective::abort) records its own.
+    /// Returns the first there was.
+    pub fn fail(&self, error: CollectiveError) -> CollectiveError {
+        self.shared.fail(error)
     }
 
     /// Runs one operation. `make` prepares it with the lane's scratch memory; `finish` takes what it leaves.

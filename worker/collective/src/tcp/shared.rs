@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::control::{Control, Farewell, Heard};
 use super::drive::wait;
 use super::frame::{Call, Frame};
-use crate::error::CollectiveError;
+use crate::error::{CollectiveError, Operation};
 
 /// How long the last word of a peer may come after its other connections broke.
 const LAST_WORD: Duration = Duration::from_millis(100);
@@ -87,9 +87,9 @@ impl Shared {
     }
 
     /// Fails if `peer` said its last word, other than that it is done, or is gone without one.
-    pub(crate) fn heed(&self, peer: usize, call: &Call) -> Result<(), CollectiveError> {
+    pub(crate) fn heed(&self, peer: usize, during: &dyn Fn() -> Operation) -> Result<(), CollectiveError> {
         let rank = Rank(peer as u32);
-        let gone = |rank, how| Err(CollectiveError::PeerGone { rank, operation: call.describe(), how });
+        let gone = |rank, how| Err(CollectiveError::PeerGone { rank, operation: during(), how });
         let me = Rank(self.rank as u32);
         match self.controls[peer].as_ref().map_or(Heard::Nothing, Control::listen) {
             Heard::Nothing | Heard::Farewell(Farewell::Left) => Ok(()),
@@ -113,7 +113,7 @@ impl Shared {
     pub(crate) fn gone(&self, peer: usize, call: &Call, how: String) -> CollectiveError {
         let start = Instant::now();
         loop {
-            if let Err(error) = self.check().and_then(|()| self.heed(peer, call)) {
+            if let Err(error) = self.check().and_then(|()| self.heed(peer, &|| call.describe())) {
                 return error;
             }
             let waited = start.elapsed();
