@@ -1,4 +1,4 @@
-//! The repository's own automation: `cargo xtask libtorch|tools|build|demo|chaos|kubernetes|slurm|docker|test|check`.
+//! The repository's own automation: `cargo xtask libtorch|nccl|tools|build|demo|chaos|kubernetes|slurm|docker|test|check`.
 //!
 //! ```text
 //! test ──► libtorch ──► system      pip, g++, cmake, nasm: found, or named with the package that has them
@@ -16,6 +16,7 @@ mod kubernetes;
 mod launchers;
 mod libtorch;
 mod mutants;
+mod nccl;
 mod system;
 mod test;
 mod tools;
@@ -81,6 +82,8 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         bin_dir: Option<std::path::PathBuf>,
     },
+    /// Fetch the real NCCL (196 MB) for the tests that open it, into the cache (`cargo xtask test` does, too).
+    Nccl,
     /// Fetch kubectl, schemas and definitions for the tests of `deploy/` into the cache (`cargo xtask test` does, too).
     Tools,
     /// Put known bugs into a copy of the checkout, one at a time: the simulation must find each.
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Task::Test => test::run_all(&system),
         Task::Check => check::run(&system),
         Task::Kubernetes { bin_dir } => kubernetes::kubernetes(&system, bin_dir.as_deref()),
+        Task::Nccl => nccl::provide(&system).map(|folder| eprintln!("NCCL is in {}", folder.display())),
         Task::Tools => tools::provide(&system).map(|folder| eprintln!("tools are in {}", folder.display())),
         Task::Mutants { name } => mutants::run(&system, name),
     };
