@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lockstep_nccl::Libraries;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::gpu;
 use lockstep_proto::ids::WorkerId;
@@ -12,6 +13,7 @@ use lockstep_proto::recipe::Precision;
 use lockstep_proto::wire::TlsFiles;
 
 use crate::connect::Coordinator;
+use crate::door::Transport;
 use crate::exit::Exit;
 use crate::isa;
 use crate::session::Config;
@@ -82,6 +84,16 @@ pub struct WorkerArgs {
     /// Compute threads of each replica [default: cores ÷ replicas]
     #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// NCCL's library, `libnccl.so.2`, or its folder [default: beside this program, with LIBTORCH, with an installed PyTorch,
+    /// on the loader's path]
+    #[arg(long, env = "LOCKSTEP_NCCL", value_name = "FILE")]
+    pub nccl: Option<PathBuf>,
+    /// A seam for tests: CPU replicas over NCCL, or a test double of it
+    #[arg(long, env = "LOCKSTEP_TRANSPORT", value_name = "NAME", default_value = "auto", hide = true)]
+    pub transport: TransportName,
+    /// A seam for tests: another CUDA driver than the system's `libcuda.so.1`
+    #[arg(long, env = "LOCKSTEP_CUDA_DRIVER", value_name = "FILE", hide = true)]
+    pub cuda_driver: Option<PathBuf>,
     /// Unique name of this process [default: host-pid-random]
     #[arg(long, env = "LOCKSTEP_ID", value_name = "NAME")]
     pub id: Option<String>,
@@ -103,6 +115,17 @@ pub struct WorkerArgs {
     /// End, at once and with 75, when standard input closes: for programs that start this one
     #[arg(long, env = "LOCKSTEP_UNTIL_STDIN_CLOSES", value_parser = clap::builder::FalseyValueParser::new())]
     pub until_stdin_closes: bool,
+}
+
+/// What carries sums between replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TransportName {
+    /// NCCL between GPUs, TCP between CPUs.
+    Auto,
+    /// Sockets.
+    Tcp,
+    /// NCCL.
+    Nccl,
 }
 
 /// `eval`
@@ -301,6 +324,7 @@ impl WorkerArgs {
         Ok(Config {
             coordinator,
             worker: WorkerId(id),
+            transport: self.transport(&devices),
             devices,
             advertise,
             isa: isa::best()?.to_owned(),
@@ -308,6 +332,16 @@ impl WorkerArgs {
             halt: HALT,
             fault_canary: std::env::var_os("LOCKSTEP_FAULT_CANARY").is_some_and(|value| !value.is_empty()),
         })
+    }
+
+    fn transport(&self, devices: &[String]) -> Transport {
+        let is_nccl = match self.transport {
+            TransportName::Auto => devices.iter().any(|device| device.starts_with("cuda")),
+            TransportName::Tcp => false,
+            TransportName::Nccl => true,
+        };
+        let libraries = || Libraries { nccl: self.nccl.clone(), driver: self.cuda_driver.clone() };
+        if is_nccl { Transport::Nccl(libraries()) } else { Transport::Tcp }
     }
 
     /// Compute threads of each replica.

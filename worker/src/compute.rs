@@ -68,7 +68,7 @@ pub struct EvalOutcome {
 pub enum ComputeError {
     /// A collective failed: the generation is over, the replica is not.
     #[error(transparent)]
-    Collective(#[from] CollectiveError),
+    Collective(CollectiveError),
     /// The checkpoint that this rank was to start from does not load: the generation is over, the replica is not.
     #[error("checkpoint {dir}: {reason}")]
     BadCheckpoint {
@@ -86,6 +86,16 @@ impl ComputeError {
     /// The process cannot go on.
     pub fn fatal(code: ExitCode, reason: impl Into<String>) -> Self {
         Self::Fatal(Exit::new(code, reason))
+    }
+}
+
+impl From<CollectiveError> for ComputeError {
+    fn from(error: CollectiveError) -> Self {
+        match error {
+            // Of no use in any later generation either: the process pays, and whoever started it starts another.
+            CollectiveError::Unusable { what } => Self::fatal(ExitCode::Config, what),
+            error => Self::Collective(error),
+        }
     }
 }
 

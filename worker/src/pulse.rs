@@ -91,6 +91,10 @@ impl Collective for Watched {
     fn abort(&self) {
         self.inner.abort();
     }
+
+    fn underneath(&self) -> Option<&(dyn std::any::Any + Send + Sync)> {
+        self.inner.underneath()
+    }
 }
 
 #[cfg(test)]

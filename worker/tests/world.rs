@@ -1,4 +1,4 @@
-//! Several ranks over TCP, in one process and in two, against a coordinator that follows a script.
+//! Several ranks over TCP and over NCCL (its test double), in one process and in two, against a coordinator that follows a script.
 #![allow(clippy::unwrap_used)] // helpers of tests are tests too
 
 mod support;
@@ -6,14 +6,24 @@ mod support;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Rank, Step};
 use lockstep_proto::message::{Drain, FromWorker, Source, ToWorker};
-use lockstep_worker::session::Signal;
+use lockstep_worker::door::Transport;
+use lockstep_worker::session::{Config, Signal};
 use support::*;
 
 #[tokio::test]
 async fn replicas_of_one_process_train_together_and_stop_behind_the_same_step() {
+    stop_together(Transport::Tcp).await;
+}
+
+#[tokio::test]
+async fn over_nccl_replicas_of_one_process_train_together_and_stop_behind_the_same_step() {
+    stop_together(over_nccl()).await;
+}
+
+async fn stop_together(transport: Transport) {
     let run_dir = run_dir();
     let mut fake = Fake::start().await;
-    let mut worker = Worker::start(fake.config("w", 2));
+    let mut worker = Worker::start(Config { transport: transport.clone(), ..fake.config("w", 2) });
     let release = worker.steps.hold(3);
     let mut stream = fake.stream().await;
     let (hello, ready) = stream.welcome(run_dir.path()).await;
@@ -53,9 +63,18 @@ async fn replicas_of_one_process_train_together_and_stop_behind_the_same_step() 
 
 #[tokio::test]
 async fn a_newcomer_is_healed_and_close_interrupts_a_blocked_collective_at_once() {
+    heal_and_close(Transport::Tcp).await;
+}
+
+#[tokio::test]
+async fn over_nccl_a_newcomer_is_healed_and_close_interrupts_a_blocked_collective_at_once() {
+    heal_and_close(over_nccl()).await;
+}
+
+async fn heal_and_close(transport: Transport) {
     let run_dir = run_dir();
     let mut fake = Fake::start().await;
-    let a = Worker::start(fake.config("a", 1));
+    let a = Worker::start(Config { transport: transport.clone(), ..fake.config("a", 1) });
     let mut to_a = fake.stream().await;
     let (_, ready_a) = to_a.welcome(run_dir.path()).await;
     to_a.say(open(1, base(0, 0), Source::Init, "a", &ready_a.addresses)).await;
@@ -65,7 +84,7 @@ async fn a_newcomer_is_healed_and_close_interrupts_a_blocked_collective_at_once(
     to_a.say(close(1)).await;
     assert_eq!(to_a.next().await, halted(1, Some(base(1, 1))));
 
-    let mut b = Worker::start(fake.config("b", 1));
+    let mut b = Worker::start(Config { transport: transport.clone(), ..fake.config("b", 1) });
     let mut to_b = fake.stream().await;
     let (_, ready_b) = to_b.welcome(run_dir.path()).await;
     assert_eq!(ready_b.state, None);
@@ -115,9 +134,18 @@ async fn a_newcomer_is_healed_and_close_interrupts_a_blocked_collective_at_once(
 
 #[tokio::test]
 async fn close_interrupts_the_wait_for_a_rank_that_never_comes() {
+    close_before_anyone_comes(Transport::Tcp).await;
+}
+
+#[tokio::test]
+async fn over_nccl_close_interrupts_the_wait_for_a_rank_that_never_comes() {
+    close_before_anyone_comes(over_nccl()).await;
+}
+
+async fn close_before_anyone_comes(transport: Transport) {
     let run_dir = run_dir();
     let mut fake = Fake::start().await;
-    let worker = Worker::start(fake.config("a", 1));
+    let worker = Worker::start(Config { transport: transport.clone(), ..fake.config("a", 1) });
     let mut stream = fake.stream().await;
     let (_, ready) = stream.welcome(run_dir.path()).await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();

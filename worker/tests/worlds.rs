@@ -91,6 +91,19 @@ fn same_everywhere(precision: Precision, batch_norm: BatchNorm) {
 }
 
 #[test]
+fn over_nccl_the_course_is_that_over_tcp() {
+    for batch_norm in [BatchNorm::Global, BatchNorm::Chunk] {
+        let recipe = recipe(Precision::Fp32, batch_norm);
+        let data = lockstep_data::open(&recipe.data, 0).unwrap();
+        let alone = course(&recipe, &data, 1, &[5]);
+        for shares in [&[5][..], &[3, 2], &[0, 5], &[2, 1, 2]] {
+            let courses = mesh::ranks_over_nccl(shares.len(), |on| rank(&recipe, Arc::clone(&data), 1, on, shares));
+            assert!(courses.iter().all(|course| *course == alone), "{batch_norm:?} shares {shares:?}");
+        }
+    }
+}
+
+#[test]
 fn the_course_of_a_run_does_not_depend_on_the_number_of_workers() {
     same_everywhere(Precision::Fp32, BatchNorm::Global);
 }

@@ -1,4 +1,4 @@
-//! The repository's own automation: `cargo xtask libtorch|tools|build|demo|chaos|kubernetes|slurm|docker|torchvision|
+//! The repository's own automation: `cargo xtask libtorch|nccl|tools|build|demo|chaos|kubernetes|slurm|docker|torchvision|
 //! test|check`.
 //!
 //! ```text
@@ -17,6 +17,7 @@ mod kubernetes;
 mod launchers;
 mod libtorch;
 mod mutants;
+mod nccl;
 mod system;
 mod test;
 mod tools;
@@ -95,6 +96,8 @@ enum Task {
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<String>,
     },
+    /// Fetch the real NCCL (196 MB) for the tests that open it, into the cache (`cargo xtask test` does, too).
+    Nccl,
     /// Fetch kubectl, schemas and definitions for the tests of `deploy/` into the cache (`cargo xtask test` does, too).
     Tools,
     /// Put known bugs into a copy of the checkout, one at a time: the simulation must find each.
@@ -118,6 +121,7 @@ fn main() -> ExitCode {
         Task::Test => test::run_all(&system),
         Task::Check => check::run(&system),
         Task::Kubernetes { bin_dir } => kubernetes::kubernetes(&system, bin_dir.as_deref()),
+        Task::Nccl => nccl::provide(&system).map(|folder| eprintln!("NCCL is in {}", folder.display())),
         Task::Tools => tools::provide(&system).map(|folder| eprintln!("tools are in {}", folder.display())),
         Task::Torchvision { bin_dir, args } => torchvision::torchvision(&system, bin_dir.as_deref(), args),
         Task::Mutants { name } => mutants::run(&system, name),

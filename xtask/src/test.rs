@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::system::{System, in_ci, output, run};
-use crate::{check, compile, launchers, tools};
+use crate::{check, compile, launchers, nccl, tools};
 
 /// Format, checks, lints, dependencies, tests. The last lines are cargo's own about the tests.
 ///
@@ -29,6 +29,11 @@ pub fn run_all(system: &System) -> Result<()> {
         Ok(folder) => drop(tests.env("LOCKSTEP_DEPLOY_TOOLS", folder)),
         Err(error) if in_ci() => return Err(error),
         Err(error) => eprintln!("tests of deploy/ will skip: {error:#}"),
+    }
+    match nccl::provide(system) {
+        Ok(_) => {}
+        Err(error) if in_ci() => return Err(error),
+        Err(error) => eprintln!("tests of the real NCCL will skip: {error:#}"),
     }
     run(&mut tests)
 }

@@ -28,6 +28,8 @@ pub struct Config {
     pub worker: lockstep_proto::ids::WorkerId,
     /// One entry a replica.
     pub devices: Vec<String>,
+    /// What carries the sums.
+    pub transport: crate::door::Transport,
     /// Host under which other workers reach this one.
     pub advertise: String,
     /// Best instruction set that this process may use.

@@ -26,7 +26,8 @@ pub type Loading<D> = Pin<Box<dyn Future<Output = Result<(D, DataIdentity), Exit
 /// What a saver does after each checkpoint.
 pub type Done = Box<dyn FnMut(&Snapshot, Result<Saved, CheckpointError>) + Send>;
 
-/// Makes what computes, and gives it a place to run: a thread for each replica, connected over TCP, and one that saves.
+/// Makes what computes, and gives it a place to run: a thread for each replica, which
+/// meets others by the transport of its device, and one that saves.
 /// The product has one; tests have one of integers, a simulation one that runs in virtual time.
 pub trait Workshop: Send + Sync + Sized + 'static {
     /// What replicas load from.
@@ -78,7 +79,9 @@ pub trait Workshop: Send + Sync + Sized + 'static {
         let address = listener.address();
         let (workshop, recipe) = (Arc::clone(self), shared.recipe.clone());
         let build = move || workshop.build(&recipe, data);
-        let thread = Thread::spawn(index, Arc::new(listener), shared, build).map_err(no_thread)?;
+        let device = config.devices.get(index as usize).map_or("cpu", String::as_str);
+        let door = config.transport.door(listener, device)?;
+        let thread = Thread::spawn(index, door, shared, build).map_err(no_thread)?;
         Ok((Box::new(thread), address))
     }
 

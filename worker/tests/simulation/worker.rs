@@ -14,7 +14,7 @@ use lockstep_worker::abort::AbortSlot;
 use lockstep_worker::checkpoint::{Place, Saver, Snapshot, write};
 use lockstep_worker::compute::{Compute, ComputeError};
 use lockstep_worker::connect::{Coordinator, Dial};
-use lockstep_worker::door::Door;
+use lockstep_worker::door::{Door, Transport};
 use lockstep_worker::exit::Exit;
 use lockstep_worker::replica::{Command, Event, Handle, Replica, Shared};
 use lockstep_worker::session::{Config, Done, Loading, Session, Signal, Workshop};
@@ -56,6 +56,7 @@ pub async fn live(witness: Arc<Witness>, process: Process, signals: mpsc::Receiv
         coordinator: coordinator.dialed_by(dial()),
         worker: process.worker(),
         devices: vec!["cpu".into(); process.num_replicas as usize],
+        transport: Transport::Tcp,
         advertise: process.host.clone(),
         isa: "avx2".into(),
         patience: Duration::from_secs_f64(witness.recipe.elastic.reconnect_timeout_s),

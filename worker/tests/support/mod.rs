@@ -19,6 +19,7 @@ use lockstep_proto::transfer::{DownloadPart, UploadPart};
 use lockstep_proto::wire::pb::{self, lockstep_server};
 use lockstep_worker::compute::{Compute, ComputeError, Dtype, EvalOutcome, Named, StepOutcome};
 use lockstep_worker::connect::Coordinator;
+use lockstep_worker::door::Transport;
 use lockstep_worker::exit::Exit;
 use lockstep_worker::session::{Config, Session, Signal, Workshop};
 use tokio::sync::mpsc;
@@ -308,6 +309,7 @@ impl Fake {
             coordinator: Coordinator::new(&self.url, Some("secret")).unwrap(),
             worker: WorkerId(worker.into()),
             devices: vec!["cpu".into(); num_replicas],
+            transport: Transport::Tcp,
             advertise: "127.0.0.1".into(),
             isa: "avx2".into(),
             patience: PATIENCE,
@@ -315,6 +317,12 @@ impl Fake {
             fault_canary: false,
         }
     }
+}
+
+/// NCCL's test double.
+pub fn over_nccl() -> Transport {
+    let (nccl, driver) = (lockstep_nccl_double::nccl(), lockstep_nccl_double::driver());
+    Transport::Nccl(lockstep_nccl::Libraries { nccl: Some(nccl), driver: Some(driver) })
 }
 
 impl Conversation {
