@@ -1,9 +1,10 @@
 //! The repository's own automation: `cargo xtask libtorch|nccl|tools|build|demo|chaos|kubernetes|slurm|docker|torchvision|
-//! test|check`.
+//! kernels|test|check`.
 //!
 //! ```text
 //! test ──► libtorch ──► system      pip, g++, cmake, nasm: found, or named with the package that has them
-//!   └────► check                    what the compiler cannot: invariants, sizes, where `unsafe` stands
+//!   ├────► check                    what the compiler cannot: invariants, sizes, where `unsafe` stands
+//!   └────► kernels                  the CUDA kernels by the real compiler: registers, spills
 //! demo, chaos, slurm, docker, torchvision ──► build ──► libtorch
 //! ```
 //! May never: be needed in order to run Lockstep once it is built.
@@ -13,6 +14,7 @@ mod chaos;
 mod check;
 mod compile;
 mod demo;
+mod kernels;
 mod kubernetes;
 mod launchers;
 mod libtorch;
@@ -76,6 +78,10 @@ enum Task {
     Test,
     /// The checks that the compiler does not make: invariants, file sizes, unsafe code, dependencies.
     Check,
+    /// Compile the CUDA kernels by NVRTC for sm_80, sm_90 and sm_100; registers go into docs/kernels.md, a spill fails.
+    ///
+    /// NVRTC comes from PyPI into the cache. No GPU is needed.
+    Kernels,
     /// The manifests of `deploy/kubernetes` on a real control plane; prints what held. Needs root.
     ///
     /// The control plane is built from its Go modules, once, into the cache. Pods run as processes in namespaces.
@@ -120,6 +126,7 @@ fn main() -> ExitCode {
         Task::Docker { args } => launchers::docker(&system, args),
         Task::Test => test::run_all(&system),
         Task::Check => check::run(&system),
+        Task::Kernels => kernels::record(&system),
         Task::Kubernetes { bin_dir } => kubernetes::kubernetes(&system, bin_dir.as_deref()),
         Task::Nccl => nccl::provide(&system).map(|folder| eprintln!("NCCL is in {}", folder.display())),
         Task::Tools => tools::provide(&system).map(|folder| eprintln!("tools are in {}", folder.display())),

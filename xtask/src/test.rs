@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::system::{System, in_ci, output, run};
-use crate::{check, compile, launchers, nccl, tools};
+use crate::{check, compile, kernels, launchers, nccl, tools};
 
 /// Format, checks, lints, dependencies, tests. The last lines are cargo's own about the tests.
 ///
@@ -17,6 +17,7 @@ pub fn run_all(system: &System) -> Result<()> {
     compile::prepare(system)?;
     check::run(system)?;
     cargo_deny(system)?;
+    kernels::verify(system)?;
     run(&mut system.cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     // Tests of the command start `lockstep-worker` from beside it, which `cargo test` alone need not have built.
     run(&mut system.cargo(&["build", "--workspace", "--bins"]))?;

@@ -42,6 +42,16 @@ impl Normalizer {
         Self { offset: rounded(offset), scale: rounded(scale) }
     }
 
+    /// What is subtracted, one number for each value of an image.
+    pub fn offset(&self) -> &[f32] {
+        &self.offset
+    }
+
+    /// What is then multiplied by.
+    pub fn scale(&self) -> &[f32] {
+        &self.scale
+    }
+
     /// Writes the values `first …` of an image, as many as there are bytes.
     pub fn apply(&self, bytes: &[u8], first: usize, out: &mut [f32]) {
         let offset = &self.offset[first..first + bytes.len()];
