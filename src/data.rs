@@ -40,15 +40,15 @@ enum Command {
     },
     /// Pack a folder of images into tar shards with an index (WebDataset), for data.kind = "webdataset".
     #[command(
-        after_help = "SRC holds train/<class>/ and val/<class>/. Samples keep the folder's numbers, so a run from \
-shards that were packed without
---short-side and --quality takes the same course as one from the folder. When it was interrupted, the same command
-goes on; the same folder and options always give the same bytes. Broken images are packed as they are, and named.
+        after_help = "SRC holds train/<class>/ and val/<class>/. Samples keep the folder's numbers, so a run from
+shards takes the same course as one from the folder, unless --short-side or --quality changed
+the images. An interrupted pack is continued by the same command; the same folder and options
+always give the same bytes. Broken images are packed as they are, and named.
 
 Examples:
   lockstep data pack /data/imagenet /data/imagenet-shards
   lockstep data pack /data/imagenet /data/imagenet-256 --short-side 256 --quality 90
-  lockstep train imagenet.toml --set data.kind=webdataset --set data.path=https://host/imagenet-shards"
+  lockstep train RECIPE --set data.kind=webdataset --set data.path=https://host/imagenet-shards"
     )]
     Pack(pack::Args),
     /// Look at every image of a folder or of shards: what is broken, odd, there twice, in one split only.

@@ -46,7 +46,7 @@ fn serve(root: &Path) -> (SocketAddr, tokio::runtime::Runtime) {
 fn trained(run: &Path, workers: u32, sets: &[String]) -> (Course, [Vec<u8>; 2]) {
     let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
     let common = ["data.normalize=channel", "data.image.crop=16", "data.image.resize=20", "data.test_limit=0"];
-    end(&mut train(run, workers, &[&common[..], &sets].concat())).succeeded();
+    end(&mut train(run, workers, &[&common[..], &sets[..]].concat())).succeeded();
     audited(run);
     (course(run), last_tensors(run))
 }

@@ -19,9 +19,9 @@ const REFERENCE: &str = "cifar10/resnet20";
 /// No name is longer: there are file systems and terminals.
 const MAX_LENGTH: usize = 120;
 /// Tables that decide nothing.
-const FREE: [&str; 3] = ["elastic.", "checkpoint.", "log."];
+const FREE: [&str; 4] = ["elastic.", "checkpoint.", "log.", "data.cache_"];
 /// Keys that decide nothing or are in the name anyway.
-const UNNAMED: [&str; 5] = ["name", "data.kind", "data.path", "model.n", "train.seed"];
+const UNNAMED: [&str; 6] = ["name", "data.kind", "data.path", "data.read_timeout_s", "model.n", "train.seed"];
 
 /// Equal for recipes that are the same run but for the seed: the course, and where it ends.
 pub fn identity(recipe: &Recipe) -> String {

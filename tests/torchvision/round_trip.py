@@ -221,7 +221,7 @@ def in_timm(lab, arch, count):
     found, _ = lab.predict(folder / "model.safetensors", lab.recipe(f"{arch}-look", arch=arch, limit=count))
     lab.table.line(f"{arch}: timm's local-dir:, logits of {count} photographs", relative(found["logits"], logits_of(model, found["images"])), 1e-5)
     data = timm.data.resolve_data_config({}, model=model)
-    said = (data["input_size"], data["interpolation"], tuple(data["mean"]), tuple(data["std"]))
+    said = (tuple(data["input_size"]), data["interpolation"], tuple(data["mean"]), tuple(data["std"]))
     assert said == ((3, SIDE, SIDE), "bilinear", MEAN, STD) and abs(data["crop_pct"] - SIDE / RESIZE) < 1e-9, data
 
 

@@ -61,13 +61,16 @@ struct Place {
     sample: u32,
 }
 
-/// Whether `data.path` of a set is one of shards, as far as can be told without reading.
+/// Whether `data.path` of a set is one of shards, as far as can be told without reading. Tar files beside folders are what
+/// unpacking leaves behind.
 pub fn is_shards(path: &Path) -> bool {
-    let has_tar = |folder: PathBuf| {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.into_iter().any(|entry| entry.path().extension().is_some_and(|ending| ending == "tar"))
+    let has_tars = |folder: &Path| {
+        let entries: Vec<PathBuf> =
+            std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        let is_tar = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "tar");
+        entries.iter().any(is_tar) && !entries.iter().any(|path| path.is_dir())
     };
-    store::is_url(path) || path.join(INDEX).is_file() || has_tar(path.join("train")) || has_tar(path.to_owned())
+    store::is_url(path) || path.join(INDEX).is_file() || has_tars(&path.join("train")) || has_tars(path)
 }
 
 /// Where a recipe's cache is.

@@ -131,6 +131,15 @@ fn what_is_odd_is_named_with_its_shard_and_member() {
 }
 
 #[test]
+fn tar_files_beside_class_folders_are_strays_of_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    super::folder(dir.path());
+    put(dir.path(), "train/n01.tar", TRAIN);
+    let report = verify(dir.path(), &|_, _| ()).unwrap();
+    assert_eq!((report.num_train, report.counts().get("stray")), (10, Some(&1)));
+}
+
+#[test]
 fn no_shards_and_compressed_ones_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = recipe(&dir.path().to_string_lossy(), dir.path());

@@ -117,6 +117,33 @@ fn a_server_that_answers_with_errors_and_then_works_is_asked_again() {
     assert_eq!(server.num_faults(), 0);
 }
 
+/// 200 ms for an answer, and every 20th is an error: threads wait side by side, and nothing is lost.
+#[test]
+fn a_slow_server_with_errors_costs_latency_once_for_all_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, recipe, local) = served(dir.path());
+    let (far, near) = (Shards::open(&recipe.data).unwrap(), Shards::open(&local.data).unwrap());
+    let late = Fault::Late(Duration::from_millis(200));
+    server.always(Some(late));
+    server.next((0..160).map(|number| if number % 20 == 7 { Fault::Status(503) } else { late }));
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let (mut here, mut there) = (Vec::new(), Vec::new());
+                for sample in 0..10 {
+                    far.read(Split::Train, sample, &mut here).unwrap();
+                    near.read(Split::Train, sample, &mut there).unwrap();
+                    assert!(here == there);
+                }
+            });
+        }
+    });
+    assert_eq!(server.num_faults(), 0);
+    let one_after_another = Duration::from_millis(200) * 160;
+    assert!(begin.elapsed() < one_after_another / 3, "{:?}", begin.elapsed());
+}
+
 #[test]
 fn a_server_that_never_works_is_named_with_the_shard_in_time() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
@@ -19,6 +20,8 @@ pub enum Fault {
     Status(u16),
     /// Half of the content, then the connection is closed.
     Cut,
+    /// The answer comes, after a while.
+    Late(Duration),
     /// No answer.
     Hang,
     /// All of the file, whatever range was asked for.
@@ -100,6 +103,10 @@ async fn misbehave(State(shared): State<Arc<Shared>>, mut request: Request, next
     match fault {
         None => next.run(request).await,
         Some(Fault::Status(status)) => StatusCode::from_u16(status).unwrap().into_response(),
+        Some(Fault::Late(after)) => {
+            tokio::time::sleep(after).await;
+            next.run(request).await
+        }
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::Whole) => {
             request.headers_mut().remove(header::RANGE);
