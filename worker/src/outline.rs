@@ -46,7 +46,9 @@ pub fn outputs(program: &Program) -> Vec<(&'static str, Slot)> {
                 outputs.push(("pool", *y));
                 continue;
             }
-            Op::Subsample { y, .. } | Op::MaxPool { y, .. } | Op::Act { y, .. } | Op::Add { y, .. } => (None, *y),
+            // A shortcut may stand before the first operation of its part that has a parameter.
+            Op::Subsample { .. } => continue,
+            Op::MaxPool { y, .. } | Op::Act { y, .. } | Op::Add { y, .. } => (None, *y),
         };
         let group = param.and_then(|param| Group::of(&program.params[param.0].name)).map(Group::name);
         match (group, outputs.last_mut()) {

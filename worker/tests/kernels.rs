@@ -15,7 +15,7 @@ use lockstep_kernels::update::{Gatekeeper, Sgd};
 use lockstep_kernels::{Activation, Element, Scratch, Shape, StepWords};
 use lockstep_proto::recipe::Normalize;
 use lockstep_torch as torch;
-use lockstep_worker::exec::{Statistics, backward, cross_entropy, forward};
+use lockstep_worker::exec::{Statistics, Targets, backward, cross_entropy, forward};
 use tch::{Device, Kind, Tensor};
 
 const EPS: f64 = 1e-5;
@@ -364,7 +364,7 @@ fn cross_entropy_is_the_cpus_and_libtorchs() {
         let (found, counts) = (out.read::<f32>(), counts.read::<f64>());
 
         let mut gradient = vec![0.0_f32; values.len()];
-        let cpu = cross_entropy(&values, &labels, 64.0, Some(&mut gradient));
+        let cpu = cross_entropy(&values, Targets::plain(&labels), 64.0, Some(&mut gradient));
         assert_eq!(counts[1..], [cpu.wrong as f64, cpu.wrong_top5 as f64]);
         let leaf = logits.to_kind(Kind::Double).detach().set_requires_grad(true);
         let targets = Tensor::from_slice(&labels);

@@ -29,6 +29,9 @@ const NAP: Duration = Duration::from_micros(500);
 /// How long the reason may take to arrive after something looked wrong here.
 pub(crate) const LAST_WORD: Duration = Duration::from_millis(500);
 
+/// The ends of a peer's rings, by lane, and when it told them.
+pub(crate) type Told = (Instant, [Ring; 2]);
+
 /// What the mesh and its sentinel share.
 pub(crate) struct Core {
     pub(crate) runtime: Arc<Runtime>,
@@ -40,7 +43,7 @@ pub(crate) struct Core {
     /// This rank's, by lane.
     rings: [Mutex<Ring>; 2],
     /// What peers last told, by rank, and when.
-    pub(crate) told: Mutex<Vec<Option<(Instant, [Ring; 2])>>>,
+    pub(crate) told: Mutex<Vec<Option<Told>>>,
     cause: OnceLock<CollectiveError>,
     /// Wakes the sentinel.
     pub(crate) wake: OwnedFd,

@@ -74,7 +74,8 @@ pub fn messages(host: &Host) -> Result<(), String> {
     Ok(())
 }
 
-/// A mean 10⁴ deviations away leaves the variance right to 3e-8, about what the message itself can hold.
+/// A mean 10⁴ deviations away leaves the variance right to 5e-8: of numbers 10⁸ times as large every rounding costs
+/// 1.1e-8, and there are four between the message and the variance.
 pub fn messages_of_a_large_mean(host: &Host) -> Result<(), String> {
     let mut random = Random::new(2);
     for channels in [5, 16] {
@@ -88,7 +89,7 @@ pub fn messages_of_a_large_mean(host: &Host) -> Result<(), String> {
             let mean = exact.clone().sum::<f64>() / n;
             let wanted = exact.map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
             let variance = found[channels + c] / n - (found[c] / n) * (found[c] / n);
-            ensure((variance / wanted - 1.0).abs() < 3e-8, || format!("variance {variance} for {wanted}"))?;
+            ensure((variance / wanted - 1.0).abs() < 5e-8, || format!("variance {variance} for {wanted}"))?;
         }
     }
     Ok(())
