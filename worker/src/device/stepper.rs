@@ -300,14 +300,14 @@ impl Stepper {
     /// The plain average of batch statistics over training batches of epoch 1, at most an epoch (Wu & Johnson 2021,
     /// section 3.2).
     fn precise(&mut self, step: Step, batches: u64) -> Result<Tensor, StepError> {
-        let num_train = self.loader.dataset().identity().num_train;
+        let num_positions = self.loader.num_positions();
         let (batch, chunk) = (self.recipe.train.batch, self.recipe.train.chunk);
         let sum = self.body.running.f_zeros_like().map_err(TorchError::from)?;
-        let batches = batches.min(num_train.div_ceil(batch));
+        let batches = batches.min(num_positions.div_ceil(batch));
         self.body.round(&mut *self.gpu).map_err(gpu_error)?;
         for index in 0..batches {
             let start = index * batch;
-            let range = SampleRange { start, len: batch.min(num_train - start) };
+            let range = SampleRange { start, len: batch.min(num_positions - start) };
             let shards = split::split_even(split::num_chunks(range.len, chunk), self.gpu.world());
             let plan = StepPlan { step, epoch: Epoch(1), lr: 0.0, batch: range, shards };
             let frame = self.frame(&plan);
