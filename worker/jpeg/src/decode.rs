@@ -37,8 +37,8 @@ pub struct Decoder {
     handle: NonNull<std::ffi::c_void>,
     limits: Limits,
     inks: Vec<u8>,
-    /// The last call failed, which can leave an instance in the middle of a header: the next image gets a new one.
-    failed: bool,
+    /// An image was opened: the next one gets a new instance.
+    used: bool,
 }
 
 // SAFETY: the handle is owned by this value alone, and libjpeg-turbo ties nothing of an instance to a thread; its
@@ -56,7 +56,7 @@ impl Decoder {
         let Some(handle) = NonNull::new(handle) else {
             return Err(JpegError::Library { what: "cannot start: no memory".into() });
         };
-        let mut decoder = Self { handle, limits, inks: Vec::new(), failed: false };
+        let mut decoder = Self { handle, limits, inks: Vec::new(), used: false };
         decoder.set(sys::TJPARAM_TJPARAM_SCANLIMIT, limits.scans.into())?;
         decoder.set(sys::TJPARAM_TJPARAM_MAXMEMORY, limits.memory_mib.into())?;
         decoder.set(sys::TJPARAM_TJPARAM_SAVEMARKERS, 0)?;
@@ -71,12 +71,16 @@ impl Decoder {
         if bytes.is_empty() {
             return Err(JpegError::Truncated { what: "empty".into() });
         }
-        if self.failed {
+        if self.used {
+            // An instance keeps the tables and the size of the image before: a file that lacks some would be decoded with
+            // another's, and what is wrong with it would depend on which came before it.
+            let inks = std::mem::take(&mut self.inks);
             *self = Self::new(self.limits)?;
+            self.inks = inks;
         }
+        self.used = true;
         // SAFETY: the handle is alive and `bytes` is readable for its length; errors come back as −1.
         let rc = unsafe { sys::tj3DecompressHeader(self.handle.as_ptr(), bytes.as_ptr(), bytes.len() as sys::size_t) };
-        self.failed = rc != 0;
         if rc != 0 {
             let what = self.message();
             if !is_harmless(&what) {
@@ -85,7 +89,6 @@ impl Decoder {
         }
         let (width, height) = (self.get(sys::TJPARAM_TJPARAM_JPEGWIDTH), self.get(sys::TJPARAM_TJPARAM_JPEGHEIGHT));
         let (Ok(width @ 1..), Ok(height @ 1..)) = (u32::try_from(width), u32::try_from(height)) else {
-            self.failed = true;
             return Err(JpegError::Truncated { what: "tables without an image".into() });
         };
         let pixels = u64::from(width) * u64::from(height);
@@ -248,7 +251,6 @@ impl Jpeg<'_> {
                 rc = sys::tj3SetCroppingRegion(handle, crop);
             }
             if rc != 0 {
-                self.decoder.failed = true;
                 return Err(JpegError::Library { what: self.decoder.message() });
             }
             sys::tj3Decompress8(
@@ -263,7 +265,6 @@ impl Jpeg<'_> {
         if rc == 0 {
             return Ok(None);
         }
-        self.decoder.failed = true;
         // The text is that of the error, if there was one, else of the first warning.
         let what = self.decoder.message();
         if !is_harmless(&what) {
