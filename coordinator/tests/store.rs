@@ -9,6 +9,7 @@ use lockstep_coordinator::engine::{History, Record};
 use lockstep_coordinator::store::{LedgerRow, RunReader, SCHEMA_VERSION, Store, StoreError};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, Lineage, SampleRange, Step};
+use lockstep_proto::message::Skipped;
 use tempfile::TempDir;
 
 /// A killed coordinator leaves its lease behind: nothing is closed, nothing is released.
@@ -247,6 +248,81 @@ fn a_lease_of_another_host_holds_until_it_expires_and_then_the_old_holder_cannot
 }
 
 #[test]
+fn what_a_step_and_an_evaluation_left_out_is_named_in_events_and_counted_in_the_epochs_row() {
+    let run = tempfile::tempdir().unwrap();
+    let mut store = Store::open(run.path()).unwrap();
+    let skipped = |position: u64| Skipped { position, file: format!("train/a/{position}.JPEG"), reason: "text".into() };
+    let mut records = four_steps();
+    for record in &mut records {
+        match record {
+            Record::Committed(row) if row.step == Step(2) => {
+                row.skipped = vec![skipped(17), skipped(20)];
+                row.samples -= 2;
+                row.ready = Some(0.5);
+            }
+            Record::Evaluated { epoch: Epoch(1), skipped: left_out, .. } => *left_out = vec![skipped(3)],
+            _ => {}
+        }
+    }
+    store.write(&records).unwrap();
+    let reader = RunReader::open(run.path()).unwrap();
+    let epochs = reader.epochs().unwrap();
+    assert_eq!((epochs[1].images, epochs[1].skipped, epochs[1].test_skipped), (38, 2, 1));
+    assert_eq!((epochs[0].skipped, epochs[0].test_skipped), (0, 0));
+    let mut steps = Vec::new();
+    reader.each_step(|row| steps.push((row.samples, row.skipped, row.ready))).unwrap();
+    assert_eq!(steps[..2], [(16, 0, None), (14, 2, Some(0.5))]);
+    let events = reader.events(0).unwrap();
+    let named: Vec<_> = events.iter().filter(|event| event.kind == "sample_skipped").collect();
+    assert_eq!(named.len(), 3);
+    assert_eq!(named[1].step, Step(2));
+    let detail = serde_json::json!({
+        "split": "train", "epoch": 1, "position": 20, "file": "train/a/20.JPEG", "reason": "text"
+    });
+    assert_eq!(named[1].detail, detail);
+    assert_eq!(named[1].to_string(), "sample_skipped at step 2: train/a/20.JPEG: text");
+    assert_eq!((&named[2].detail["split"], named[2].step), (&"test".into(), Step(3)));
+}
+
+/// What version 2 added, taken away again.
+const BACK_TO_1: &str = "
+ALTER TABLE steps DROP COLUMN skipped;
+ALTER TABLE steps DROP COLUMN data_ready;
+ALTER TABLE evaluations DROP COLUMN skipped;
+ALTER TABLE epochs DROP COLUMN skipped;
+ALTER TABLE epochs DROP COLUMN test_skipped;
+PRAGMA user_version = 1;
+";
+
+#[test]
+fn a_store_of_the_first_version_is_read_as_it_is_and_brought_up_to_date_when_it_is_written() {
+    let run = tempfile::tempdir().unwrap();
+    let mut store = Store::open(run.path()).unwrap();
+    store.write(&four_steps()).unwrap();
+    store.close().unwrap();
+    let db = rusqlite::Connection::open(run.path().join("run.db")).unwrap();
+    let schema = |db: &rusqlite::Connection| -> String {
+        db.query_row("SELECT group_concat(sql) FROM sqlite_schema", [], |row| row.get(0)).unwrap()
+    };
+    db.execute_batch(BACK_TO_1).unwrap();
+    assert!(!schema(&db).contains("skipped"));
+    let read = || {
+        let reader = RunReader::open(run.path()).unwrap();
+        let (mut steps, mut ledger) = (Vec::new(), Vec::new());
+        reader.each_step(|row| steps.push(row)).unwrap();
+        reader.each_ledger_row(|row| ledger.push(row)).unwrap();
+        (steps, ledger, reader.epochs().unwrap())
+    };
+    let before = read();
+    assert_eq!((before.0.len(), before.1.len(), before.2[1].skipped), (4, 8, 0));
+    assert!(!schema(&db).contains("skipped"), "reading changes nothing");
+    let mut store = Store::open(run.path()).unwrap();
+    assert_eq!(read(), before);
+    store.write(&[committed(5, 1), epoch_ended(2, 5)]).unwrap();
+    assert_eq!(read().0.len(), 5);
+}
+
+#[test]
 fn a_store_of_a_newer_version_is_refused_by_name() {
     let run = tempfile::tempdir().unwrap();
     Store::open(run.path()).unwrap().close().unwrap();
@@ -254,7 +330,7 @@ fn a_store_of_a_newer_version_is_refused_by_name() {
     db.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
     let error = Store::open(run.path()).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Protocol);
-    assert!(error.to_string().contains("run.db has schema 2, this version knows 1"), "{error}");
+    assert!(error.to_string().contains("run.db has schema 3, this version knows up to 2"), "{error}");
     assert!(RunReader::open(run.path()).is_err());
 }
 

@@ -252,7 +252,7 @@ pub struct StepPlan {
     pub shards: Vec<u32>,
 }
 
-/// One rank's report of one step. Loss, error, samples and digest describe the whole global batch.
+/// One rank's report of one step. All but times and `ready` describe the whole global batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     /// Of which generation.
@@ -265,18 +265,33 @@ pub struct StepReport {
     pub loss: f64,
     /// Wrong predictions in the global batch.
     pub wrong: u64,
-    /// Samples in the global batch.
+    /// Samples that the batch's figures are of.
     pub samples: u64,
     /// Reduced digest of what all loaders delivered.
     pub digest: u64,
+    /// Samples of the global batch that were left out: `samples` are the others. Ascending by position.
+    pub skipped: Vec<Skipped>,
+    /// Share of this rank's chunks that lay ready when the step asked for them; `None` where nothing is read ahead.
+    pub ready: Option<f64>,
     /// Seconds of this rank.
     pub times: StepTimes,
+}
+
+/// A sample that could not be read and was left out (`data.image.bad = "skip"`).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Skipped {
+    /// Its position in the epoch; in an evaluation its number in the test set.
+    pub position: u64,
+    /// Its file, relative to `data.path`.
+    pub file: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// Where one rank's time went in one step, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepTimes {
-    /// Loading and augmentation.
+    /// Waiting for samples.
     pub data: f64,
     /// Computing.
     pub compute: f64,
@@ -303,8 +318,10 @@ pub struct EvalReport {
     pub error: f64,
     /// Fraction whose label is not among the five best.
     pub error_top5: f64,
-    /// Test samples.
+    /// Test samples that these figures are of.
     pub samples: u64,
+    /// Test samples that were left out, ascending.
+    pub skipped: Vec<Skipped>,
     /// Seconds.
     pub seconds: f64,
 }

@@ -22,7 +22,14 @@ fn an_image_folder_has_the_usual_transforms_by_default() {
 fn keys_of_images_count_in_the_hash_and_their_defaults_do_not() {
     let plain = recipe("").unwrap().sha256();
     assert_eq!(recipe("crop = 224\nscale = [0.08, 1.0]").unwrap().sha256(), plain);
-    for keys in ["crop = 192", "scale = [0.25, 1.0]", "decode = \"full\"", "exif = true", "random_crop = false"] {
+    for keys in [
+        "crop = 192",
+        "scale = [0.25, 1.0]",
+        "decode = \"full\"",
+        "exif = true",
+        "random_crop = false",
+        "bad = \"skip\"",
+    ] {
         assert_ne!(recipe(keys).unwrap().sha256(), plain, "{keys}");
     }
 }
@@ -38,7 +45,7 @@ fn what_makes_no_sense_is_refused_with_what_would() {
         ("hue = 0.6", "`data.image.hue` is 0.6, expected at least 0 and at most 0.5"),
         ("std = [0.2, 0.0, 0.2]", "`data.image.std` is [0.2, 0.0, 0.2], expected three fractions"),
         ("decode = \"fast\"", "`data.image.decode` is \"fast\", expected \"scaled\", \"full\""),
-        ("bad = \"skip\"", "expected \"error\": skipping is not there yet; `lockstep data verify` names"),
+        ("bad = \"drop\"", "`data.image.bad` is \"drop\", expected \"error\", \"skip\""),
         ("corp = 3", "unknown key `data.image.corp`; did you mean `data.image.crop`?"),
     ] {
         let error = recipe(keys).unwrap_err();

@@ -10,6 +10,7 @@ use lockstep_proto::recipe::{Recipe, Reduction};
 
 use super::Report;
 use super::cover::{Cover, Fault};
+use super::skipped::LeftOut;
 use crate::failure::Failure;
 
 /// Checks every committed step; returns the rows of `steps` for the comparison with the files.
@@ -24,6 +25,8 @@ pub fn check(
     reader.each_step(|row| steps.push(row))?;
     report.steps = steps.len() as u64;
     report.samples = steps.iter().map(|row| row.samples).sum();
+    report.skipped = steps.iter().map(|row| row.skipped).sum();
+    let left_out = LeftOut::read(&reader.events(0)?, report);
     let chunk = (recipe.train.reduction == Reduction::Canonical).then_some(u64::from(recipe.train.chunk));
 
     sequence(&steps, &course, report);
@@ -35,7 +38,10 @@ pub fn check(
         let planned = course.at(row.step);
         check_step(row, &planned, report);
         course.observe(row.step, row.wrong, row.samples);
-        let digest = expected_digest(dataset, recipe, planned.epoch, planned.batch);
+        left_out.check(row, &planned, (recipe, dataset), report);
+        let delivered = left_out.others(row.step, planned.batch);
+        let digest =
+            delivered.map(|range| expected_digest(dataset, recipe, planned.epoch, range)).fold(0, u64::wrapping_add);
         if digest != row.digest {
             report.findings.push(format!(
                 "steps: step {}: digest {:016x}, and recipe and data give {digest:016x}: in positions {} of epoch {} a \
@@ -78,7 +84,7 @@ fn check_step(row: &StepRow, planned: &CourseStep, report: &mut Report) {
     };
     expect("epoch", row.epoch.to_string(), planned.epoch.to_string());
     expect("batch_start", row.batch_start.to_string(), planned.batch.start.to_string());
-    expect("samples", row.samples.to_string(), planned.batch.len.to_string());
+    expect("samples + skipped", (row.samples + row.skipped).to_string(), planned.batch.len.to_string());
     // Shortest text that reads back as the same bits.
     expect("lr", format!("{:?}", row.lr), format!("{:?}", planned.lr));
     if !row.loss.is_finite() {
@@ -206,7 +212,7 @@ impl Ledger<'_> {
         shards.sort_by_key(|shard| (shard.range, shard.rank));
         let (cover, num_samples) = self.covers.entry(step.epoch).or_default();
         shards.iter().for_each(|shard| cover.add(shard.range));
-        *num_samples += step.samples;
+        *num_samples += step.samples + step.skipped;
         if step.step.0 <= self.course.total_steps() {
             check_shards(step, self.course.at(step.step).batch, &shards, self.chunk, report);
         }

@@ -12,7 +12,7 @@ use super::Report;
 use crate::failure::Failure;
 
 /// Columns of `epochs.csv`.
-pub(super) const EPOCH_COLUMNS: [&str; 12] = [
+pub(super) const EPOCH_COLUMNS: [&str; 14] = [
     "epoch",
     "step",
     "images",
@@ -25,6 +25,8 @@ pub(super) const EPOCH_COLUMNS: [&str; 12] = [
     "seconds",
     "images_per_s",
     "world_size",
+    "skipped",
+    "test_skipped",
 ];
 
 /// Checks both files.
@@ -114,7 +116,7 @@ fn epoch_rows(epochs: &[EpochRow], steps: &[StepRow], report: &mut Report) {
 }
 
 /// The fields of a row, in the order of the columns.
-pub(super) fn fields(row: &EpochRow) -> [Option<f64>; 12] {
+pub(super) fn fields(row: &EpochRow) -> [Option<f64>; 14] {
     [
         Some(row.epoch.0 as f64),
         Some(row.step.0 as f64),
@@ -128,13 +130,16 @@ pub(super) fn fields(row: &EpochRow) -> [Option<f64>; 12] {
         Some(row.seconds),
         row.images_per_s,
         Some(f64::from(row.world_size)),
+        Some(row.skipped as f64),
+        Some(row.test_skipped as f64),
     ]
 }
 
 fn epochs_csv(text: &str, epochs: &[EpochRow], report: &mut Report) {
     let mut lines = text.lines();
     let header = lines.next().unwrap_or_default();
-    if header != EPOCH_COLUMNS.join(",") {
+    let before_2 = EPOCH_COLUMNS[..EPOCH_COLUMNS.len() - 2].join(",");
+    if header != EPOCH_COLUMNS.join(",") && header != before_2 {
         report.findings.push(format!("epochs.csv: line 1: columns are `{header}`, not `{}`", EPOCH_COLUMNS.join(",")));
         return;
     }
@@ -146,8 +151,9 @@ fn epochs_csv(text: &str, epochs: &[EpochRow], report: &mut Report) {
             continue;
         };
         let texts: Vec<&str> = line.split(',').collect();
-        if texts.len() != EPOCH_COLUMNS.len() {
-            report.findings.push(format!("{at}: {} fields, not {}", texts.len(), EPOCH_COLUMNS.len()));
+        let num_columns = header.split(',').count();
+        if texts.len() != num_columns {
+            report.findings.push(format!("{at}: {} fields, not {num_columns}", texts.len()));
             continue;
         }
         for ((column, field), wanted) in EPOCH_COLUMNS.iter().zip(texts).zip(fields(row)) {

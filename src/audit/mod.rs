@@ -4,7 +4,8 @@
 //! ```text
 //! recipe.toml ──► Course, order ─────────┐
 //! data set ─────► labels ─► digests ─────┤ course   steps, ledger against the recipe; digests recomputed
-//! run.db ───────► steps, ledger, epochs ─┤ cover    positions of each epoch, whatever the recipe says
+//! run.db ───────► steps, ledger, epochs ─┤ skipped  samples that were left out, as events name them
+//!                                        │ cover    positions of each epoch, whatever the recipe says
 //! metrics.jsonl, epochs.csv ─────────────┘ files    the same steps and epochs, none doubled or lost
 //! ```
 //! Reads only. What it believes: the recipe, the data set, the hash. What it checks: everything else.
@@ -12,6 +13,7 @@
 mod course;
 mod cover;
 mod files;
+mod skipped;
 #[cfg(test)]
 mod tests;
 
@@ -54,8 +56,10 @@ pub struct Report {
     pub steps: u64,
     /// Epochs with at least one committed step.
     pub epochs: u64,
-    /// Samples in committed steps.
+    /// Samples that counted in committed steps.
     pub samples: u64,
+    /// Samples that were left out of them.
+    pub skipped: u64,
     /// Everything that is wrong; empty is good.
     pub findings: Vec<String>,
 }
@@ -69,8 +73,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if args.json {
         output::json(&report);
     } else if report.findings.is_empty() {
+        let skipped = match report.skipped {
+            0 => String::new(),
+            num => format!(" and {num} that were left out"),
+        };
         output::line(format!(
-            "{}: {} steps in {} epochs, {} samples: each position exactly once, digests as recomputed",
+            "{}: {} steps in {} epochs, {} samples{skipped}: each position exactly once, digests as recomputed",
             args.run.display(),
             report.steps,
             report.epochs,

@@ -59,6 +59,8 @@ fn run_with(dir: &Path, world: u32, more: &[&str]) -> Recipe {
             wrong: 3,
             samples: planned.batch.len,
             digest: expected_digest(dataset.as_ref(), &recipe, planned.epoch, planned.batch),
+            skipped: Vec::new(),
+            ready: None,
             shards: ranges(&counts)
                 .into_iter()
                 .map(|chunks| shard_positions(planned.batch, recipe.train.chunk, chunks))

@@ -51,7 +51,9 @@ fn make(dir: &Path, sets: &[&str], errors: &[f64], until: Option<u64>) -> Recipe
             loss: 2.0 / step.0 as f64,
             wrong: 3,
             samples: planned.batch.len,
+            skipped: Vec::new(),
             digest: 0,
+            ready: None,
             shards: vec![planned.batch],
             times: StepTimes { wall: 0.5, ..StepTimes::default() },
         })));
@@ -81,7 +83,16 @@ fn make(dir: &Path, sets: &[&str], errors: &[f64], until: Option<u64>) -> Recipe
 }
 
 fn evaluated(epoch: Epoch, step: Step, error: f64) -> Record {
-    Record::Evaluated { epoch, step, generation: Generation(1), world_size: 1, loss: 1.0, error, error_top5: 0.0 }
+    Record::Evaluated {
+        epoch,
+        step,
+        generation: Generation(1),
+        world_size: 1,
+        loss: 1.0,
+        error,
+        error_top5: 0.0,
+        skipped: Vec::new(),
+    }
 }
 
 #[derive(clap::Parser)]

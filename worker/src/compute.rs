@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lockstep_collective::{Collective, CollectiveError};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Generation, StateId, Step};
-use lockstep_proto::message::{Sha256, StepPlan, StepTimes};
+use lockstep_proto::message::{Sha256, Skipped, StepPlan, StepTimes};
 
 use crate::exit::Exit;
 use crate::pulse::Pulse;
@@ -40,10 +40,14 @@ pub struct StepOutcome {
     pub loss: f64,
     /// Wrong predictions.
     pub wrong: u64,
-    /// Samples.
+    /// Samples that count.
     pub samples: u64,
+    /// The others, of all ranks.
+    pub skipped: Vec<Skipped>,
     /// Reduced digest.
     pub digest: u64,
+    /// Share of this rank's chunks that lay ready; `None` where nothing is read ahead.
+    pub ready: Option<f64>,
     /// Seconds of this rank.
     pub times: StepTimes,
 }
@@ -57,8 +61,10 @@ pub struct EvalOutcome {
     pub error: f64,
     /// Fraction whose label is not among the five best.
     pub error_top5: f64,
-    /// Test samples.
+    /// Test samples that count.
     pub samples: u64,
+    /// The others, of all ranks.
+    pub skipped: Vec<Skipped>,
     /// Seconds.
     pub seconds: f64,
 }
@@ -136,6 +142,10 @@ pub trait Compute {
 
     /// Drops the collective.
     fn leave(&mut self);
+
+    /// A step that the plan has in store, in order: what it needs may be read ahead. [`leave`](Self::leave) and
+    /// [`join`](Self::join) make it void.
+    fn announce(&mut self, _plan: &StepPlan) {}
 
     /// One optimizer step; afterwards the id is that of `plan.step` in `generation`.
     ///

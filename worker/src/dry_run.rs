@@ -7,7 +7,7 @@ use std::time::Instant;
 use lockstep_collective::Solo;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Generation, Lineage, StateId, Step};
-use lockstep_proto::message::StepPlan;
+use lockstep_proto::message::{Skipped, StepPlan};
 use lockstep_proto::plan::Course;
 use lockstep_proto::recipe::{Precision, Recipe};
 use lockstep_proto::split::num_chunks;
@@ -80,8 +80,10 @@ pub fn run(args: &DryRunArgs) -> Result<(), Exit> {
         "bytes": { "parameters": layout.len * master, "gradient": layout.len * master,
                    "optimizer": buffers * layout.len * master, "values": values, "peak": peak() },
         "step": { "loss": step.loss, "error": step.wrong as f64 / step.samples as f64, "lr": at.lr,
+                  "samples": step.samples, "skipped": step.skipped.len(),
                   "data_s": step.times.data, "compute_s": step.times.compute, "wall_s": step.times.wall },
         "evaluation": { "loss": evaluation.loss, "error": evaluation.error, "samples": evaluation.samples,
+                        "skipped": evaluation.skipped.len(),
                         "seconds": evaluation.seconds },
     });
     if args.json {
@@ -120,6 +122,9 @@ pub fn run(args: &DryRunArgs) -> Result<(), Exit> {
         "evaluation  loss {:.4}, error {:.4} on {} test images, {:.2} s",
         evaluation.loss, evaluation.error, evaluation.samples, evaluation.seconds
     );
+    for Skipped { file, reason, .. } in step.skipped.iter().chain(&evaluation.skipped) {
+        println!("skipped     {file}: {reason}");
+    }
     println!("Nothing was written.");
     Ok(())
 }

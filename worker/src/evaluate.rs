@@ -7,8 +7,9 @@
 use std::time::Instant;
 
 use lockstep_collective::{Lane, Layout, Op as Operation};
+use lockstep_data::{Delivered, Wanted};
 use lockstep_proto::ids::{Epoch, SampleRange, Step};
-use lockstep_proto::message::StepPlan;
+use lockstep_proto::message::{Skipped, StepPlan};
 use lockstep_proto::recipe::Evaluate;
 use lockstep_proto::split;
 use lockstep_proto::tree::Tree;
@@ -17,6 +18,7 @@ use rayon::prelude::*;
 
 use crate::compute::EvalOutcome;
 use crate::exec::{Chunk, Forward, LocalTree, Statistics, Targets, cross_entropy, forward, running_update};
+use crate::load::gather;
 use crate::number::Number;
 use crate::program::{Op, Program};
 use crate::pulse::Pulse;
@@ -24,11 +26,11 @@ use crate::state::{Running, State};
 use crate::step::{StepError, Stepper};
 
 impl<A: Number> Stepper<A> {
-    /// Mean loss and error fractions of `state`, or of the average in it (`train.evaluate`), of the whole test set, equal
-    /// on every rank. The loss is plain cross-entropy, whatever training makes of its targets.
+    /// Mean loss and error fractions of `state`, or of the average in it (`train.evaluate`), of the whole test set but
+    /// what is left out of it, equal on every rank. The loss is plain cross-entropy, whatever training makes of its targets.
     ///
     /// # Errors
-    /// A collective that failed; libtorch.
+    /// An image that cannot be read; a collective that failed; libtorch.
     pub fn evaluate(&mut self, state: &mut State, step: Step) -> Result<EvalOutcome, StepError> {
         match self.recipe.train.evaluate {
             Evaluate::Model => self.evaluate_weights(state, step),
@@ -38,7 +40,7 @@ impl<A: Number> Stepper<A> {
 
     fn evaluate_weights(&mut self, state: &State, step: Step) -> Result<EvalOutcome, StepError> {
         let started = Instant::now();
-        let samples = self.loader.dataset().identity().num_test;
+        let samples = self.source.loader.dataset().identity().num_test;
         let size = self.recipe.train.eval_chunk;
         let num_chunks = split::num_chunks(samples, size);
         let (rank, world) = (self.collective().rank(), self.collective().world());
@@ -50,33 +52,56 @@ impl<A: Number> Stepper<A> {
         self.take_weights(state)?;
         let layers = self.layers(state, step)?;
         let mut sums: Vec<Vec<f64>> = Vec::new();
-        for group in ranges.chunks(rayon::current_num_threads().max(1)) {
+        let num_at_once = rayon::current_num_threads().max(1);
+        let mut rows: Vec<Delivered> = ranges.iter().take(num_at_once).map(|_| Delivered::default()).collect();
+        let mut own_skipped = Vec::new();
+        for (number, group) in ranges.chunks(num_at_once).enumerate() {
             self.make_room(state, group.len())?;
-            let (program, loader, pulse) = (&self.program, &self.loader, &self.pulse);
-            let image = loader.dataset().test_shape();
-            let run = |(chunk, range): (&mut Chunk<A>, &SampleRange)| {
-                chunk.images.resize(range.len as usize * image.iter().product::<usize>(), 0.0);
-                chunk.labels.resize(range.len as usize, 0);
-                loader.load_test(*range, &mut chunk.images, &mut chunk.labels)?;
-                chunk.take_images(image)?;
+            let soon = ranges[number * num_at_once..].iter().take(2 * num_at_once);
+            self.source.expect(soon.map(|range| Wanted::Test(*range)));
+            let (program, source, pulse) = (&self.program, &self.source, &self.pulse);
+            let image = source.loader.dataset().test_shape();
+            let run = |((chunk, rows), range): ((&mut Chunk<A>, &mut Delivered), &SampleRange)| {
+                source.take(Wanted::Test(*range), rows)?;
+                chunk.take_rows(rows, image)?;
                 let logits = infer(program, chunk, &layers, pulse)?;
                 let counts = cross_entropy(&logits, Targets::plain(&chunk.labels), chunk.len() as f64, None);
                 chunk.clear();
                 Ok(vec![counts.loss, counts.wrong as f64, counts.wrong_top5 as f64])
             };
             let group_sums: Result<Vec<_>, StepError> =
-                self.chunks.par_iter_mut().with_max_len(1).zip(group).map(run).collect();
+                self.chunks.par_iter_mut().with_max_len(1).zip(&mut rows).zip(group).map(run).collect();
             sums.extend(group_sums?);
+            own_skipped.extend(rows.iter_mut().flat_map(|rows| rows.skipped.drain(..)));
         }
+        let skipped = self.left_out(step, &own_skipped)?;
+        let counted = samples - skipped.len() as u64;
 
         let partials = LocalTree { tree: Tree::new(num_chunks), chunks: own }.fold(sums);
         let refs: Vec<&[f64]> = partials.iter().map(Vec::as_slice).collect();
         let mut total = vec![0.0; 3];
         let op = Operation { lane: Lane::Norm, step, name: "evaluation", index: 0 };
         self.collective().reduce_f64(&op, &Layout::canonical(num_chunks, &counts), &refs, &mut total)?;
-        let of = |sum: f64| sum / samples as f64;
+        let of = |sum: f64| sum / counted as f64;
         let (loss, error, error_top5) = (of(total[0]), of(total[1]), of(total[2]));
-        Ok(EvalOutcome { loss, error, error_top5, samples, seconds: started.elapsed().as_secs_f64() })
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(EvalOutcome { loss, error, error_top5, samples: counted, skipped, seconds })
+    }
+
+    /// What all ranks left out of the test set.
+    fn left_out(&self, step: Step, own: &[Skipped]) -> Result<Vec<Skipped>, StepError> {
+        if !self.skips() {
+            return Ok(Vec::new());
+        }
+        let op = Operation { lane: Lane::Norm, step, name: "test samples left out", index: 0 };
+        let skipped = gather(self.collective(), &op, own)?;
+        match skipped.first() {
+            Some(first) if skipped.len() as u64 == self.source.loader.dataset().identity().num_test => {
+                let (file, reason) = (first.file.clone(), first.reason.clone());
+                Err(StepError::NothingLeft { what: "the test set".into(), file, reason })
+            }
+            _ => Ok(skipped),
+        }
     }
 
     /// What every norm layer does in evaluation.
@@ -92,7 +117,7 @@ impl<A: Number> Stepper<A> {
 
     /// The plain average of batch statistics over `batches` training batches (at most an epoch), on every rank.
     fn precise(&mut self, state: &State, step: Step, batches: u64) -> Result<Vec<Running>, StepError> {
-        let num_positions = self.loader.num_positions();
+        let num_positions = self.source.loader.num_positions();
         let (batch, chunk) = (self.recipe.train.batch, self.recipe.train.chunk);
         let mut running = state.running.clone();
         for index in 0..batches.min(num_positions.div_ceil(batch)) {

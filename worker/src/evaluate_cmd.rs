@@ -15,6 +15,7 @@ use lockstep_collective::Solo;
 use lockstep_data::{Dataset, Files};
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::Step;
+use lockstep_proto::message::Skipped;
 use lockstep_proto::recipe::{DataKind, Head, Recipe, RecipeError};
 use serde::Serialize;
 use serde_json::json;
@@ -46,8 +47,10 @@ pub struct Evaluation {
     pub top1: f64,
     /// 1 − `error_top5`.
     pub top5: f64,
-    /// Test samples.
+    /// Test samples that the figures are of.
     pub samples: u64,
+    /// Test samples that were left out because they cannot be read.
+    pub skipped: Vec<Skipped>,
     /// Seconds.
     pub seconds: f64,
     /// Hash of the state.
@@ -125,6 +128,7 @@ fn evaluate(args: &EvalArgs, source: &Source, replica: &mut dyn Predictor, step:
         top1: 1.0 - outcome.error,
         top5: 1.0 - outcome.error_top5,
         samples: outcome.samples,
+        skipped: outcome.skipped,
         seconds: outcome.seconds,
         state_sha256: replica.sha256(),
     };
@@ -133,11 +137,15 @@ fn evaluate(args: &EvalArgs, source: &Source, replica: &mut dyn Predictor, step:
         println!("{}", serde_json::to_string(&evaluation).unwrap_or_default());
         return Ok(());
     }
-    let Evaluation { loss, error, error_top5, top1, top5, samples, .. } = evaluation;
+    let Evaluation { loss, error, error_top5, top1, top5, samples, skipped, .. } = evaluation;
+    for Skipped { file, reason, .. } in &skipped {
+        println!("skipped {file}: {reason}");
+    }
+    let skipped = if skipped.is_empty() { String::new() } else { format!(", {} skipped", skipped.len()) };
     let whose = known.map_or_else(|| args.checkpoint.display().to_string(), |(k, e)| format!("step {k}, epoch {e}"));
     println!(
         "{whose}: top-1 {:.2} %, top-5 {:.2} %, loss {loss:.4} (error {error:.4}, top-5 error {error_top5:.4}) on \
-         {samples} test images",
+         {samples} test images{skipped}",
         100.0 * top1,
         100.0 * top5
     );

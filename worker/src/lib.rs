@@ -10,6 +10,7 @@
 //!                   └─ compute     the seam: what is asked of the mathematics
 //!                        ▲
 //! trainer   Compute over libtorch                    model    programs by name
+//!   load      chunks, read ahead or now
 //!   step      the step loop                          program  operations, flat layout, segments
 //!   evaluate  the whole test set                     exec     chunks, norm layers, buckets
 //!   state     parameters, buffers, statistics        optim    the update
@@ -42,6 +43,7 @@ pub mod workshop;
 mod average;
 mod evaluate;
 pub mod exec;
+mod load;
 pub mod model;
 mod number;
 mod optim;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lockstep_data::Dataset;
+use lockstep_data::{Dataset, Delivered};
 use lockstep_proto::ids::{SampleRange, Step};
 use lockstep_proto::recipe::{Head, Precision, Recipe};
 use lockstep_proto::split;
@@ -127,9 +127,9 @@ impl<A: Number> Predictor for Trainer<A> {
 }
 
 impl<A: Number> Stepper<A> {
-    /// Logits of the whole test set, on this rank alone.
+    /// Logits of the whole test set, on this rank alone; nothing is left out.
     fn predict(&mut self, state: &State, step: Step, with_images: bool) -> Result<Predictions, StepError> {
-        let samples = self.loader.dataset().identity().num_test;
+        let samples = self.source.loader.dataset().identity().num_test;
         let size = self.recipe.train.eval_chunk;
         let all = SampleRange { start: 0, len: samples };
         let chunks = 0..split::num_chunks(samples, size);
@@ -139,29 +139,32 @@ impl<A: Number> Stepper<A> {
         let mut out = Predictions {
             num_classes: self.program.num_classes,
             images: with_images.then(Vec::new),
-            shape: self.loader.dataset().test_shape(),
+            shape: self.source.loader.dataset().test_shape(),
             ..Predictions::default()
         };
-        for group in ranges.chunks(rayon::current_num_threads().max(1)) {
+        let num_at_once = rayon::current_num_threads().max(1);
+        let mut rows: Vec<Delivered> = ranges.iter().take(num_at_once).map(|_| Delivered::default()).collect();
+        for group in ranges.chunks(num_at_once) {
             self.make_room(state, group.len())?;
-            let (program, loader, pulse) = (&self.program, &self.loader, &self.pulse);
+            let (program, loader, pulse) = (&self.program, &self.source.loader, &self.pulse);
             let image = loader.dataset().test_shape();
-            let run = |(chunk, range): (&mut Chunk<A>, &SampleRange)| {
-                chunk.images.resize(range.len as usize * image.iter().product::<usize>(), 0.0);
-                chunk.labels.resize(range.len as usize, 0);
-                loader.load_test(*range, &mut chunk.images, &mut chunk.labels)?;
-                chunk.take_images(image)?;
+            let run = |((chunk, rows), range): ((&mut Chunk<A>, &mut Delivered), &SampleRange)| {
+                // All of them, whatever the recipe skips: who asks for every image's logits counts on their order.
+                rows.images.resize(range.len as usize * image.iter().product::<usize>(), 0.0);
+                rows.labels.resize(range.len as usize, 0);
+                loader.load_test(*range, &mut rows.images, &mut rows.labels)?;
+                chunk.take_rows(rows, image)?;
                 let logits = infer(program, chunk, &layers, pulse)?;
                 chunk.clear();
                 Ok(logits)
             };
             let logits: Result<Vec<Vec<A>>, StepError> =
-                self.chunks.par_iter_mut().with_max_len(1).zip(group).map(run).collect();
+                self.chunks.par_iter_mut().with_max_len(1).zip(&mut rows).zip(group).map(run).collect();
             out.logits.extend(logits?.into_iter().flatten().map(|logit| logit.to_f64()));
-            for chunk in &self.chunks {
+            for (chunk, rows) in self.chunks.iter().zip(&rows) {
                 out.labels.extend(&chunk.labels);
                 if let Some(images) = &mut out.images {
-                    images.extend(&chunk.images);
+                    images.extend(&rows.images);
                 }
             }
         }

@@ -7,6 +7,7 @@
 //! After a failed collective the replica drops its end at once, so that its peers notice, complains, and ignores the
 //! rest of the plan until it is told to halt.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -217,11 +218,24 @@ impl Replica {
 
     fn run(mut self, commands: &Receiver<Command>) -> Result<(), ComputeError> {
         self.begin()?;
-        for command in commands {
+        let mut queue = VecDeque::new();
+        while let Some(command) = self.next(&mut queue, commands) {
             self.obey(command)?;
         }
         self.leave();
         Ok(())
+    }
+
+    /// The next command; steps that wait behind it are announced. `None` once nobody is left to give any.
+    fn next(&mut self, queue: &mut VecDeque<Command>, commands: &Receiver<Command>) -> Option<Command> {
+        let first = if queue.is_empty() { Some(commands.recv().ok()?) } else { None };
+        for command in first.into_iter().chain(commands.try_iter()) {
+            if let Command::Item { item: PlanItem::Step(plan), .. } = &command {
+                self.compute.announce(plan);
+            }
+            queue.push_back(command);
+        }
+        queue.pop_front()
     }
 
     /// Computes the canary, where it is wanted, and says that the replica is built.
@@ -343,7 +357,9 @@ impl Replica {
                 loss: outcome.loss,
                 wrong: outcome.wrong,
                 samples: outcome.samples,
+                skipped: outcome.skipped,
                 digest: outcome.digest,
+                ready: outcome.ready,
                 times: outcome.times,
             })));
         }
@@ -377,6 +393,7 @@ impl Replica {
             error: outcome.error,
             error_top5: outcome.error_top5,
             samples: outcome.samples,
+            skipped: outcome.skipped,
             seconds: outcome.seconds,
         })));
         Ok(())

@@ -3,6 +3,7 @@
 use lockstep_proto::message::StepPlan;
 
 use crate::exec::{Chunk, Scope};
+use crate::load::Loaded;
 use crate::number::Number;
 use crate::program::Norm;
 use crate::state::State;
@@ -47,9 +48,10 @@ impl<A: Number> Stepper<A> {
     /// As for a step.
     pub(crate) fn statistics_of(&mut self, state: &State, plan: &StepPlan) -> Result<Vec<f64>, StepError> {
         let (shard, mut pass) = self.begin(state, plan)?;
-        let mut messages = Vec::new();
+        let (mut messages, mut loaded) = (Vec::new(), Loaded::default());
+        self.count(&mut pass, plan, &shard, &mut loaded)?;
         for part in shard.parts(self.recipe.train.accumulate, 0) {
-            self.load(state, plan, &part.chunks)?;
+            self.load(state, plan, &part.chunks, &mut loaded)?;
             let layers = self.forward(&mut pass)?;
             messages.extend(self.running_messages(&pass, &layers));
             self.chunks.iter_mut().for_each(Chunk::clear);

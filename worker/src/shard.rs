@@ -12,6 +12,12 @@ use lockstep_proto::tree::Tree;
 
 use crate::exec::{LocalTree, Together};
 
+/// Positions of each chunk of a rank in a step; none of a rank that the step does not have.
+pub fn positions(plan: &StepPlan, rank: Rank, chunk: u32) -> impl Iterator<Item = SampleRange> {
+    let (own, batch) = (split::ranges(&plan.shards).get(rank.0 as usize).cloned().unwrap_or_default(), plan.batch);
+    own.map(move |i| split::chunk_positions(batch, chunk, i))
+}
+
 /// A shard, and the layout of everybody's.
 #[derive(Clone)]
 pub struct Shard {
@@ -41,7 +47,7 @@ impl Shard {
             Reduction::Canonical => LocalTree { tree: Tree::new(num_chunks), chunks: own.clone() },
             Reduction::Fast => LocalTree { tree: Tree::new(own.len() as u32), chunks: 0..own.len() as u32 },
         };
-        let chunks = own.map(|i| split::chunk_positions(plan.batch, chunk, i)).collect();
+        let chunks = positions(plan, rank, chunk).collect();
         Self { chunks, layout, local, counts: plan.shards.clone(), num_chunks }
     }
 

@@ -1,12 +1,12 @@
-//! The step loop, top to bottom as the algorithm: load · forward · loss · backward, with buckets reduced meanwhile ·
-//! wait · optimizer · running statistics. Everything before the wait leaves the state as it was, so a collective that
-//! fails never reaches the weights.
+//! The step loop, top to bottom as the algorithm: load · forward · loss · backward, with buckets reduced meanwhile · wait ·
+//! optimizer · running statistics. Everything before the wait leaves the state as it was, so a collective that fails never
+//! reaches the weights. What is left out of a batch is known before the first forward: all divide by the same number.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_collective::{Collective, CollectiveError, Solo};
-use lockstep_data::{DataError, Destination, Loader, Part};
+use lockstep_data::DataError;
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, StateId, Step};
 use lockstep_proto::message::{StepPlan, StepTimes};
 use lockstep_proto::recipe::{BatchNorm, Precision, Recipe};
@@ -19,6 +19,7 @@ use crate::exec::{
     Backward, Buckets, Chunk, Counts, Forward, Meeting, Reducer, Scope, Statistics, Targets, Together, backward,
     backward_fixed, cross_entropy, forward, running_update,
 };
+use crate::load::{Loaded, Source};
 use crate::number::Number;
 use crate::optim::{Optimizer, Pace};
 use crate::program::{FlatLayout, NormId, Op, Param, ParamId, Program, Segment};
@@ -40,6 +41,18 @@ pub enum StepError {
     /// A sample cannot be delivered.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// No sample of a batch can be read.
+    #[error(
+        "{what} has no image that can be read; the first is {file}: {reason}: look at the data (`lockstep data verify`)"
+    )]
+    NothingLeft {
+        /// Which batch.
+        what: String,
+        /// The first file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The device cannot be used any more by this process.
     #[error("{0}")]
     Lost(String),
@@ -74,11 +87,11 @@ pub struct Stepper<A> {
     pub(crate) segments: Vec<Segment>,
     pub(crate) tuning: Tuning,
     pub(crate) chunks: Vec<Chunk<A>>,
-    pub(crate) loader: Loader,
+    pub(crate) source: Source,
     pub(crate) recipe: Recipe,
     kind: Kind,
     /// Height, width and channels of the batch in hand.
-    image: [usize; 3],
+    pub(crate) image: [usize; 3],
     /// What operations see: the master weights, or with bf16 a buffer cast once a step.
     compute: Tensor,
     gradient: Tensor,
@@ -105,7 +118,7 @@ pub(crate) struct Pass<A> {
     vectors: Vec<A>,
     /// Statistics of the layers that have fixed ones.
     fixed: Vec<Option<Statistics>>,
-    /// Samples of the global batch.
+    /// Samples of the global batch that count.
     pub(crate) batch: u64,
     /// Seconds spent on communication that compute did not hide.
     comm: f64,
@@ -126,7 +139,7 @@ impl<A: Number> Stepper<A> {
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn new(recipe: &Recipe, program: Program, loader: Loader, state: &State) -> Result<Self, TorchError> {
+    pub(crate) fn new(recipe: &Recipe, program: Program, source: Source, state: &State) -> Result<Self, TorchError> {
         let layout = FlatLayout::new(&program);
         let tuning = Tuning::new(recipe, &program, &layout);
         let kind = match recipe.train.precision {
@@ -139,7 +152,7 @@ impl<A: Number> Stepper<A> {
         Ok(Self {
             segments: program.segments(),
             chunks: Vec::new(),
-            image: loader.dataset().shape(),
+            image: source.loader.dataset().shape(),
             kind,
             compute,
             gradient: Tensor::f_zeros([layout.len as i64], (A::KIND, Device::Cpu))?,
@@ -152,7 +165,7 @@ impl<A: Number> Stepper<A> {
             pulse: Arc::default(),
             program: Arc::new(program),
             layout: Arc::new(layout),
-            loader,
+            source,
             recipe: recipe.clone(),
         })
     }
@@ -162,6 +175,7 @@ impl<A: Number> Stepper<A> {
         self.reducer = Reducer::new(Arc::clone(&collective));
         self.collective = collective;
         self.shard = None;
+        self.source.forget();
     }
 
     /// One optimizer step over the global batch of `plan`, of which this rank computes its shard.
@@ -178,16 +192,17 @@ impl<A: Number> Stepper<A> {
         let (shard, mut pass) = self.begin(state, plan)?;
         self.take_weights(state)?;
         self.buckets.begin_step();
-        let (mut tally, mut totals, mut data) = (Tally::default(), Totals::default(), 0.0);
+        let (mut tally, mut totals, mut loaded) = (Tally::default(), Totals::default(), Loaded::default());
         let sends = pass.meeting.layout.num_partials(self.collective.rank());
+        let skipped = self.count(&mut pass, plan, &shard, &mut loaded)?;
         for part in shard.parts(self.recipe.train.accumulate, sends) {
-            data += self.load(state, plan, &part.chunks)?;
+            self.load(state, plan, &part.chunks, &mut loaded)?;
             let layers = self.forward(&mut pass)?;
-            let counts = self.loss(plan.batch.len)?;
+            let counts = self.loss(pass.batch)?;
             tally.count(&self.chunks, &counts);
             if part.together.sends.is_some() {
-                let loader = &self.loader;
-                totals = pass.wait(|meeting| tally.totals(meeting, loader, plan))?;
+                let (loader, batch) = (&self.source.loader, pass.batch);
+                totals = pass.wait(|meeting| tally.totals(meeting, loader, (plan, batch)))?;
             }
             tally.running.extend(self.running_messages(&pass, &layers));
             self.backward(&mut pass, &layers, &part.together)?;
@@ -207,13 +222,15 @@ impl<A: Number> Stepper<A> {
         state.id = Some(StateId { lineage, generation, step: plan.step });
         self.shard = Some(shard);
 
-        let wall = started.elapsed().as_secs_f64();
+        let (wall, data) = (started.elapsed().as_secs_f64(), loaded.seconds);
         let times = StepTimes { data, compute: (wall - data - comm).max(0.0), comm, wall };
         Ok(StepOutcome {
-            loss: totals.loss / plan.batch.len as f64,
+            loss: totals.loss / pass.batch as f64,
             wrong: totals.wrong,
-            samples: plan.batch.len,
+            samples: pass.batch,
+            skipped,
             digest: totals.digest,
+            ready: loaded.ready(),
             times,
         })
     }
@@ -279,26 +296,6 @@ impl<A: Number> Stepper<A> {
         }
         self.chunks.truncate(num_chunks);
         Ok(())
-    }
-
-    /// Returns the seconds that the slowest chunk took.
-    pub(crate) fn load(&mut self, state: &State, plan: &StepPlan, chunks: &[SampleRange]) -> Result<f64, StepError> {
-        self.make_room(state, chunks.len())?;
-        self.image = self.loader.dataset().train_shape(plan.epoch);
-        let (loader, image) = (&self.loader, self.image);
-        self.chunks.par_iter_mut().with_max_len(1).zip(chunks).try_for_each(|(chunk, positions)| {
-            let start = Instant::now();
-            chunk.images.resize(positions.len as usize * image.iter().product::<usize>(), 0.0);
-            chunk.labels.resize(positions.len as usize, 0);
-            let part = Part { epoch: plan.epoch, batch: plan.batch, positions: *positions };
-            let Chunk { images, labels, partners, .. } = chunk;
-            chunk.digest = loader.load_part(part, Destination { images, labels, partners })?;
-            chunk.positions = *positions;
-            chunk.take_images(image)?;
-            chunk.load_seconds = start.elapsed().as_secs_f64();
-            Ok::<(), StepError>(())
-        })?;
-        Ok(self.chunks.iter().map(|chunk| chunk.load_seconds).fold(0.0, f64::max))
     }
 
     /// Every chunk through every segment; between two segments they meet.
@@ -419,7 +416,7 @@ impl<A: Number> Stepper<A> {
             let each = self.chunks.iter().zip(&layer.statistics);
             return Ok(each.map(|(chunk, s)| backward(s, &gamma, &chunk.message)).collect());
         }
-        if pass.meeting.scope == Scope::Rank && self.scope_samples(pass) == 0.0 {
+        if pass.meeting.scope == Scope::Rank && self.chunks.is_empty() {
             return Ok(Vec::new());
         }
         let messages = self.chunks.iter().map(|chunk| chunk.message.clone()).collect();
@@ -491,5 +488,5 @@ fn strange<A: Number>(chunk: &Chunk<A>, logits: &[A], targets: Targets<'_>) -> V
         };
         !cross_entropy(&logits[i * classes..(i + 1) * classes], one, 1.0, None).loss.is_finite()
     };
-    (0..chunk.len()).filter(is_strange).map(|i| chunk.positions.start + i as u64).collect()
+    (0..chunk.len()).filter(is_strange).map(|i| chunk.positions[i]).collect()
 }

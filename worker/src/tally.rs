@@ -41,24 +41,30 @@ impl Tally {
         }
     }
 
-    /// Loss, errors and digest over the global batch, when all chunks of the rank have been counted.
+    /// Loss, errors and digest over the global batch, of which `batch` samples count, when all chunks of the rank have
+    /// been counted.
     ///
     /// # Errors
     /// A collective that failed; a loss that is not finite, on all ranks alike and with the same samples named.
-    pub fn totals(&mut self, meeting: &Meeting, loader: &Loader, plan: &StepPlan) -> Result<Totals, StepError> {
+    pub fn totals(
+        &mut self,
+        meeting: &Meeting,
+        loader: &Loader,
+        (plan, batch): (&StepPlan, u64),
+    ) -> Result<Totals, StepError> {
         let messages = std::mem::take(&mut self.totals);
         let sums = meeting.over_ranks(meeting.op("loss and digest", 0), messages, 6)?;
         let digest = (0..4).fold(0u64, |sum, i| sum.wrapping_add((sums[2 + i] as u64) << (16 * i)));
         if sums[0].is_finite() {
             return Ok(Totals { loss: sums[0], wrong: sums[1] as u64, digest });
         }
-        let samples = self.name(meeting, loader, plan)?;
+        let samples = self.name(meeting, loader, (plan, batch))?;
         let what = format!("loss is {}", sums[0]);
         Err(NotFinite { step: plan.step, epoch: plan.epoch, positions: plan.batch, what, samples }.into())
     }
 
     /// Which samples of all ranks have a loss that is not finite: the first few of each, and how many there are.
-    fn name(&self, meeting: &Meeting, loader: &Loader, plan: &StepPlan) -> Result<String, StepError> {
+    fn name(&self, meeting: &Meeting, loader: &Loader, (plan, batch): (&StepPlan, u64)) -> Result<String, StepError> {
         let name = |position: &u64| {
             let (sample, name) = loader.named(plan.epoch, *position);
             let name = name.map(|name| format!(", {name}")).unwrap_or_default();
@@ -73,8 +79,7 @@ impl Tally {
             count += u64::from_le_bytes(*number);
             names.extend(Some(String::from_utf8_lossy(text).into_owned()).filter(|text| !text.is_empty()));
         }
-        let whole =
-            if count == plan.batch.len { ": all of them, so look at the rate and the weights first" } else { "" };
-        Ok(format!("not finite at {count} of {}{whole}: {}", plan.batch.len, names.join("; ")))
+        let whole = if count == batch { ": all of them, so look at the rate and the weights first" } else { "" };
+        Ok(format!("not finite at {count} of {batch}{whole}: {}", names.join("; ")))
     }
 }

@@ -14,6 +14,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use sha2::Digest;
 
 use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
+use crate::load::Source;
 use crate::model;
 use crate::number::Number;
 use crate::program::{FlatLayout, ParamId, Program};
@@ -67,8 +68,10 @@ impl<A: Number> Trainer<A> {
         if recipe.train.ema_decay > 0.0 {
             state.keep_average().map_err(torch)?;
         }
-        let loader = Loader::new(dataset, recipe);
-        let stepper = Stepper::new(recipe, program, loader, &state).map_err(torch)?;
+        let ahead = &recipe.data.image;
+        let num_loaders = if ahead.threads == 0 { threads.max(1) } else { ahead.threads as usize };
+        let source = Source::new(Loader::new(dataset, recipe), (ahead.prefetch as usize, num_loaders));
+        let stepper = Stepper::new(recipe, program, source, &state).map_err(torch)?;
         Ok(Self { recipe: recipe.clone(), state, stepper, pool: Arc::new(pool) })
     }
 
@@ -124,6 +127,7 @@ pub(crate) fn step_error(error: StepError) -> ComputeError {
     match error {
         StepError::Collective(error) => ComputeError::Collective(error),
         StepError::Data(error) => ComputeError::fatal(error.exit_code(), error.to_string()),
+        error @ StepError::NothingLeft { .. } => ComputeError::fatal(ExitCode::Data, error.to_string()),
         StepError::Lost(what) => ComputeError::fatal(ExitCode::Config, what),
         error @ (StepError::Torch(_) | StepError::NotFinite(_)) => {
             ComputeError::fatal(ExitCode::Software, error.to_string())
@@ -173,6 +177,7 @@ pub(crate) fn take_weights(compute: &mut dyn Compute, path: &Path, head: Head) -
 
 impl<A: Number> Compute for Trainer<A> {
     fn watch(&mut self, pulse: Arc<Pulse>) {
+        self.stepper.source.watch(Arc::clone(&pulse));
         self.stepper.pulse = pulse;
     }
 
@@ -181,14 +186,20 @@ impl<A: Number> Compute for Trainer<A> {
         let kept = (self.to_bytes(), self.state.id);
         self.initialise();
         self.stepper.join(Arc::new(Solo::new()));
-        let data = self.stepper.loader.dataset().identity().num_train;
+        let data = self.stepper.source.loader.dataset().identity().num_train;
         let len = u64::from(self.recipe.train.chunk).min(self.recipe.train.batch).min(data);
         let plan =
             StepPlan { step: Step(1), epoch: Epoch(1), lr: 0.0, batch: SampleRange { start: 0, len }, shards: vec![1] };
-        let outcome = self.run(|stepper, state| stepper.step(state, Generation(0), &plan)).map_err(step_error)?;
         let mut hasher = sha2::Sha256::new();
-        hasher.update(outcome.loss.to_le_bytes());
-        hasher.update(sure(read_bytes(self.gradient())));
+        match self.run(|stepper, state| stepper.step(state, Generation(0), &plan)) {
+            Ok(outcome) => {
+                hasher.update(outcome.loss.to_le_bytes());
+                hasher.update(sure(read_bytes(self.gradient())));
+            }
+            // A batch with such a chunk may have others: nothing to compare, but no reason to end.
+            Err(StepError::NothingLeft { .. }) => hasher.update(b"nothing left"),
+            Err(error) => return Err(step_error(error)),
+        }
         self.state.take_bytes(&kept.0).map_err(state_error)?;
         self.state.id = kept.1;
         Ok(hex(&hasher.finalize()))
@@ -211,6 +222,10 @@ impl<A: Number> Compute for Trainer<A> {
 
     fn leave(&mut self) {
         self.stepper.join(Arc::new(Solo::new()));
+    }
+
+    fn announce(&mut self, plan: &StepPlan) {
+        self.stepper.source.announce(plan);
     }
 
     fn step(&mut self, generation: Generation, plan: &StepPlan) -> Result<StepOutcome, ComputeError> {

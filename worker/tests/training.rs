@@ -6,7 +6,7 @@ mod reference;
 
 use std::sync::Arc;
 
-use lockstep_data::{Dataset, Destination, Loader, Part, Split};
+use lockstep_data::{Dataset, Delivered, Loader, Part, Split};
 use lockstep_proto::draws::Draws;
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
 use lockstep_proto::message::{DataIdentity, StepPlan};
@@ -49,10 +49,10 @@ fn a_step_with_smoothed_and_mixed_targets_equals_plain_autograd() {
     let mut theirs = Reference::new(&ours.tensors().0, &recipe.model);
 
     let (n, plan) = (BATCH as usize, plan(2));
-    let (mut images, mut labels, mut partners) = (vec![0.0; n * 32 * 32 * 3], vec![0; n], Vec::new());
+    let mut loaded = Delivered::default();
     let part = Part { epoch: plan.epoch, batch: plan.batch, positions: plan.batch };
-    let into = Destination { images: &mut images, labels: &mut labels, partners: &mut partners };
-    Loader::new(data, &recipe).load_part(part, into).unwrap();
+    Loader::new(data, &recipe).load_part(part, &mut loaded).unwrap();
+    let Delivered { images, labels, partners, .. } = loaded;
     let x = Tensor::from_slice(&images).view([n as i64, 32, 32, 3]).permute([0, 3, 1, 2]).contiguous();
     let hot = |labels: &[i64]| Tensor::from_slice(labels).one_hot(10).to_kind(Kind::Double);
     let keep: Vec<f64> = partners.iter().map(|partner| partner.keep).collect();

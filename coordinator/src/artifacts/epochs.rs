@@ -7,7 +7,7 @@ use super::replace;
 use crate::store::{EpochRow, StoreError};
 
 const HEADER: &str = "epoch,step,images,lr,train_loss,train_error,test_loss,test_error,test_error_top5,seconds,\
-                      images_per_s,world_size\n";
+                      images_per_s,world_size,skipped,test_skipped\n";
 
 /// Replaces the file.
 pub(super) fn write(run_dir: &Path, rows: &[EpochRow]) -> Result<(), StoreError> {
@@ -16,7 +16,7 @@ pub(super) fn write(run_dir: &Path, rows: &[EpochRow]) -> Result<(), StoreError>
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "{},{},{},{},{},{},{},{},{},{},{},{}",
+            "{},{},{},{},{},{},{},{},{},{},{},{},{},{}",
             row.epoch,
             row.step,
             row.images,
@@ -29,6 +29,8 @@ pub(super) fn write(run_dir: &Path, rows: &[EpochRow]) -> Result<(), StoreError>
             row.seconds,
             field(row.images_per_s),
             row.world_size,
+            row.skipped,
+            row.test_skipped,
         );
     }
     replace(&run_dir.join("epochs.csv"), text.as_bytes())

@@ -27,6 +27,8 @@ struct Line {
     data_s: f64,
     compute_s: f64,
     comm_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_ready: Option<f64>,
 }
 
 fn line(row: &StepRow) -> String {
@@ -43,6 +45,7 @@ fn line(row: &StepRow) -> String {
         data_s: row.times.data,
         compute_s: row.times.compute,
         comm_s: row.times.comm,
+        data_ready: row.ready,
     };
     // invariant: numbers under fixed keys always serialise (NaN as null).
     let mut text = serde_json::to_string(&line).unwrap_or_default();

@@ -13,7 +13,7 @@ use super::effect::{CommittedStep, Record};
 use super::event::StreamId;
 use super::ledger::{Due, evaluation_after};
 use super::planner::step_plan;
-use super::reports::{dissenters, slowest};
+use super::reports::{dissenters, least_ready, slowest};
 use super::view::Last;
 use super::{Engine, Phase};
 
@@ -137,8 +137,12 @@ impl Engine {
                 return self.differ(&at, &others, first.rank);
             }
         }
-        if first.samples != plan.batch.len {
-            let reason = format!("{at} has {} samples, but its ranks counted {}", plan.batch.len, first.samples);
+        let num_skipped = first.skipped.len() as u64;
+        if first.samples.checked_add(num_skipped) != Some(plan.batch.len) {
+            let reason = format!(
+                "{at} has {} samples, but its ranks counted {} and left out {num_skipped}",
+                plan.batch.len, first.samples
+            );
             self.end(ExitCode::Software, reason);
             return false;
         }
@@ -158,7 +162,9 @@ impl Engine {
             loss: first.loss,
             wrong: first.wrong,
             samples: first.samples,
+            skipped: first.skipped.clone(),
             digest: first.digest,
+            ready: least_ready(&reports),
             shards,
             times: slowest(&reports),
         };
@@ -198,6 +204,7 @@ impl Engine {
             }
         }
         let (loss, error, error_top5) = (first.loss, first.error, first.error_top5);
+        let skipped = first.skipped.clone();
         if !loss.is_finite() {
             self.end(ExitCode::Software, format!("the loss of {at} is {loss}; lower schedule.lr or warm up"));
             return false;
@@ -206,7 +213,7 @@ impl Engine {
         self.ledger.evaluated(step);
         self.shelf.evaluated(step, error);
         self.pace.evaluated(error);
-        self.persist(Record::Evaluated { epoch, step, generation, world_size, loss, error, error_top5 });
+        self.persist(Record::Evaluated { epoch, step, generation, world_size, loss, error, error_top5, skipped });
         self.end_epoch(epoch, step);
         true
     }

@@ -2,7 +2,7 @@
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, Lineage, SampleRange, StateId, Step, WorkerId};
-use lockstep_proto::message::{DataIdentity, Member, ToWorker};
+use lockstep_proto::message::{DataIdentity, Member, Skipped, ToWorker};
 
 use super::event::{Seq, StreamId};
 
@@ -103,6 +103,8 @@ pub enum Record {
         error: f64,
         /// Fraction whose label is not among the five best.
         error_top5: f64,
+        /// Test samples that were left out. Kept as events.
+        skipped: Vec<Skipped>,
     },
     /// An epoch ended (or the run, inside one): its row is computed from its steps, and from its evaluation if any.
     EpochEnded {
@@ -185,10 +187,14 @@ pub struct CommittedStep {
     pub loss: f64,
     /// Wrong predictions in it.
     pub wrong: u64,
-    /// Samples in it.
+    /// Samples that count.
     pub samples: u64,
+    /// Those that were left out. Kept as events.
+    pub skipped: Vec<Skipped>,
     /// Digest of what loaders delivered.
     pub digest: u64,
+    /// Share of its chunks that lay ready at the rank that had the fewest; `None` where nothing is read ahead.
+    pub ready: Option<f64>,
     /// Ranges of positions, ascending by rank; members are those of the generation.
     pub shards: Vec<SampleRange>,
     /// Slowest rank's seconds: data, compute, exposed communication, wall.

@@ -87,6 +87,11 @@ pub(super) fn dissenters<R, const N: usize>(reports: &[R], figures: impl Fn(&R) 
     reports.iter().map(figures).filter(|(_, other)| *other != first.1).map(|(rank, _)| rank).collect()
 }
 
+/// Of the rank that had the least ready.
+pub(super) fn least_ready(reports: &[StepReport]) -> Option<f64> {
+    reports.iter().filter_map(|report| report.ready).reduce(f64::min)
+}
+
 /// The slowest rank's seconds, figure by figure.
 pub(super) fn slowest(reports: &[StepReport]) -> StepTimes {
     reports.iter().fold(StepTimes::default(), |slowest, report| StepTimes {

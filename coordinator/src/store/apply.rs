@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use lockstep_proto::ids::{Epoch, Generation, Lineage, SampleRange, StateId, Step, WorkerId};
-use lockstep_proto::message::Member;
+use lockstep_proto::message::{Member, Skipped};
 use rusqlite::{OptionalExtension, Transaction};
 use serde_json::{Value, json};
 
@@ -42,13 +42,24 @@ impl Applier {
                 opened(tx, now, (*generation, *lineage), *base, members)
             }
             Record::Committed(step) => self.committed(tx, now, step),
-            Record::Evaluated { epoch, step, generation, world_size, loss, error, error_top5 } => {
+            Record::Evaluated { epoch, step, generation, world_size, loss, error, error_top5, skipped } => {
                 tx.execute(
                     "INSERT OR REPLACE INTO evaluations
-                     (epoch, step, generation, world_size, loss, error, error_top5, evaluated_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                    (int(epoch.0), int(step.0), int(generation.0), world_size, loss, error, error_top5, now),
+                     (epoch, step, generation, world_size, loss, error, error_top5, evaluated_at, skipped)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                    rusqlite::params![
+                        int(epoch.0),
+                        int(step.0),
+                        int(generation.0),
+                        world_size,
+                        loss,
+                        error,
+                        error_top5,
+                        now,
+                        skipped.len() as i64,
+                    ],
                 )?;
+                left_out(tx, now, (*generation, *step), "test", (*epoch, skipped))?;
                 refresh_epoch(tx, *epoch)?;
                 let detail = json!({ "epoch": epoch, "evaluated_step": step, "loss": loss, "error": error });
                 event(tx, now, "evaluated", None, detail)
@@ -99,8 +110,8 @@ impl Applier {
         let error = if step.samples > 0 { step.wrong as f64 / step.samples as f64 } else { 0.0 };
         tx.prepare_cached(
             "INSERT INTO steps (step, epoch, generation, world_size, lr, loss, error, samples, digest, committed_at,
-                                wrong, batch_start, split, data_s, compute_s, comm_s, wall_s)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+                                wrong, batch_start, split, data_s, compute_s, comm_s, wall_s, skipped, data_ready)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
         )?
         .execute(rusqlite::params![
             int(step.step.0),
@@ -120,8 +131,10 @@ impl Applier {
             step.times.compute,
             step.times.comm,
             step.times.wall,
-        ])
-        .map(drop)
+            step.skipped.len() as i64,
+            step.ready,
+        ])?;
+        left_out(tx, now, (step.generation, step.step), "train", (step.epoch, &step.skipped))
     }
 
     /// The split of a batch, relative to the batch's start: steps that were cut alike share one.
@@ -172,6 +185,27 @@ pub(super) fn event(
     )?
     .execute((now, kind, worker.map(|worker| &worker.0), detail.to_string()))
     .map(drop)
+}
+
+/// An event for each sample that a step or an evaluation left out.
+fn left_out(
+    tx: &Transaction<'_>,
+    now: f64,
+    (generation, step): (Generation, Step),
+    split: &str,
+    (epoch, skipped): (Epoch, &[Skipped]),
+) -> rusqlite::Result<()> {
+    if skipped.is_empty() {
+        return Ok(());
+    }
+    let mut statement = tx.prepare_cached(
+        "INSERT INTO events (time, kind, generation, step, detail) VALUES (?1, 'sample_skipped', ?2, ?3, ?4)",
+    )?;
+    for Skipped { position, file, reason } in skipped {
+        let detail = json!({ "split": split, "epoch": epoch, "position": position, "file": file, "reason": reason });
+        statement.execute((now, int(generation.0), int(step.0), detail.to_string()))?;
+    }
+    Ok(())
 }
 
 fn left(tx: &Transaction<'_>, now: f64, worker: &WorkerId, reason: &str) -> rusqlite::Result<()> {
@@ -267,13 +301,13 @@ fn refresh_epoch(tx: &Transaction<'_>, epoch: Epoch) -> rusqlite::Result<()> {
     };
     tx.execute(
         "INSERT OR REPLACE INTO epochs (epoch, step, images, lr, train_loss, train_error, test_loss, test_error,
-                                        test_error_top5, seconds, images_per_s, world_size)
+                                        test_error_top5, seconds, images_per_s, world_size, skipped, test_skipped)
          SELECT ?1, ?2, run.images, ?3, own.loss, own.error, test.loss, test.error, test.error_top5, run.seconds,
-                own.images / own.seconds, ?4
+                own.images / own.seconds, ?4, own.skipped, IFNULL(test.skipped, 0)
          FROM (SELECT IFNULL(SUM(samples), 0) AS images, IFNULL(SUM(wall_s), 0.0) AS seconds
                FROM steps WHERE step <= ?2) AS run,
               (SELECT SUM(loss * samples) / SUM(samples) AS loss, SUM(wrong) * 1.0 / SUM(samples) AS error,
-                      SUM(samples) * 1.0 AS images, SUM(wall_s) AS seconds
+                      SUM(samples) * 1.0 AS images, SUM(wall_s) AS seconds, IFNULL(SUM(skipped), 0) AS skipped
                FROM steps WHERE epoch = ?1) AS own
               LEFT JOIN evaluations AS test ON test.epoch = ?1 AND test.step = ?2",
         (int(epoch.0), last.0, last.1, last.2),

@@ -20,7 +20,7 @@ pub enum StoreError {
     },
     /// Written by another version.
     #[error(
-        "{} has schema {found}, this version knows {SCHEMA_VERSION}; use the lockstep that wrote it, or a newer one",
+        "{} has schema {found}, this version knows up to {SCHEMA_VERSION}; use the lockstep that wrote it, or a newer one",
         path.display()
     )]
     Schema {

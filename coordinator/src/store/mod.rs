@@ -57,7 +57,7 @@ impl Store {
         connection.busy_timeout(Duration::from_secs(10)).map_err(sql)?;
         // The journal mode of a file that another program version wrote is none of our business.
         let found = schema::version(&connection).map_err(sql)?;
-        if found != 0 && found != SCHEMA_VERSION {
+        if !(0..=SCHEMA_VERSION).contains(&found) {
             return Err(StoreError::Schema { path, found });
         }
         // The write-ahead log needs memory shared by all users of the file: not to be had over a network.

@@ -7,9 +7,7 @@ use lockstep_proto::ids::Step;
 use lockstep_proto::message::DataIdentity;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{
-    CheckpointRow, EpochRow, EventRow, FILE_NAME, LedgerRow, SCHEMA_VERSION, StepRow, StoreError, rows, schema,
-};
+use super::{CheckpointRow, EpochRow, EventRow, FILE_NAME, LedgerRow, StepRow, StoreError, rows, schema};
 
 /// `run.db`, opened for reading.
 #[derive(Debug)]
@@ -22,17 +20,14 @@ impl RunReader {
     /// Opens the store of a run directory.
     ///
     /// # Errors
-    /// When it is not there, damaged, or of another schema version.
+    /// When it is not there, damaged, or of a newer schema version.
     pub fn open(run_dir: &Path) -> Result<Self, StoreError> {
         let path = run_dir.join(FILE_NAME);
         let sql = |error| StoreError::sql(&path, error);
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&path, flags).map_err(sql)?;
         connection.busy_timeout(Duration::from_secs(10)).map_err(sql)?;
-        let found = schema::version(&connection).map_err(sql)?;
-        if found != SCHEMA_VERSION {
-            return Err(StoreError::Schema { path, found });
-        }
+        schema::adapt(&connection, &path)?;
         Ok(Self { connection, path })
     }
 

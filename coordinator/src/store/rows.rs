@@ -24,8 +24,10 @@ pub struct StepRow {
     pub loss: f64,
     /// Fraction wrong.
     pub error: f64,
-    /// Samples in it.
+    /// Samples that count.
     pub samples: u64,
+    /// Samples that were left out.
+    pub skipped: u64,
     /// Wrong predictions in it.
     pub wrong: u64,
     /// Digest of what loaders delivered.
@@ -36,6 +38,8 @@ pub struct StepRow {
     pub committed_at: f64,
     /// Slowest rank's seconds.
     pub times: StepTimes,
+    /// Least share of a rank's chunks that lay ready; `None` where nothing is read ahead.
+    pub ready: Option<f64>,
 }
 
 impl StepRow {
@@ -57,6 +61,7 @@ impl StepRow {
             loss: float(row, 5)?,
             error: float(row, 6)?,
             samples: count(row, 7)?,
+            skipped: count(row, 16)?,
             wrong: count(row, 8)?,
             digest,
             batch_start: count(row, 10)?,
@@ -67,6 +72,7 @@ impl StepRow {
                 comm: float(row, 14)?,
                 wall: float(row, 15)?,
             },
+            ready: row.get(17)?,
         })
     }
 }
@@ -98,6 +104,10 @@ pub struct EpochRow {
     pub images_per_s: Option<f64>,
     /// Ranks of its last step.
     pub world_size: u32,
+    /// Training samples of this epoch that were left out.
+    pub skipped: u64,
+    /// Test samples that were left out of its evaluation.
+    pub test_skipped: u64,
 }
 
 /// A row of `ledger`: what one rank was given in one committed step.
@@ -137,14 +147,18 @@ pub struct EventRow {
 }
 
 impl fmt::Display for EventRow {
-    /// `lost worker-3 at step 12: reason`; the rest of the detail as it is.
+    /// `lost worker-3 at step 12: reason`, with the file if it is about one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.kind)?;
         if let Some(worker) = &self.worker {
             write!(f, " {worker}")?;
         }
         write!(f, " at step {}", self.step)?;
-        match self.detail.get("reason").and_then(serde_json::Value::as_str) {
+        let text = |key: &str| self.detail.get(key).and_then(serde_json::Value::as_str);
+        if let Some(file) = text("file") {
+            write!(f, ": {file}")?;
+        }
+        match text("reason") {
             Some(reason) => write!(f, ": {reason}"),
             None => Ok(()),
         }
@@ -189,7 +203,7 @@ fn float(row: &Row<'_>, column: usize) -> rusqlite::Result<f64> {
 pub fn steps(connection: &Connection, after: Step, mut each: impl FnMut(StepRow)) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
         "SELECT step, epoch, generation, world_size, lr, loss, error, samples, wrong, digest, batch_start,
-                committed_at, data_s, compute_s, comm_s, wall_s
+                committed_at, data_s, compute_s, comm_s, wall_s, skipped, data_ready
          FROM steps WHERE step > ?1 ORDER BY step",
     )?;
     let mut rows = statement.query([int(after.0)])?;
@@ -221,7 +235,7 @@ pub fn ledger(connection: &Connection, mut each: impl FnMut(LedgerRow)) -> rusql
 pub fn epochs(connection: &Connection) -> rusqlite::Result<Vec<EpochRow>> {
     let mut statement = connection.prepare_cached(
         "SELECT epoch, step, images, lr, train_loss, train_error, test_loss, test_error, test_error_top5, seconds,
-                images_per_s, world_size
+                images_per_s, world_size, skipped, test_skipped
          FROM epochs ORDER BY epoch",
     )?;
     let rows = statement.query_map([], |row| {
@@ -238,6 +252,8 @@ pub fn epochs(connection: &Connection) -> rusqlite::Result<Vec<EpochRow>> {
             seconds: row.get(9)?,
             images_per_s: row.get(10)?,
             world_size: row.get(11)?,
+            skipped: count(row, 12)?,
+            test_skipped: count(row, 13)?,
         })
     })?;
     rows.collect()

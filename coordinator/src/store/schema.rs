@@ -17,7 +17,7 @@ use rusqlite::{Connection, Transaction};
 use super::StoreError;
 
 /// The version that this program writes, and the newest that it reads.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE run (
@@ -92,7 +92,9 @@ CREATE TABLE steps (
     data_s REAL,
     compute_s REAL,
     comm_s REAL,
-    wall_s REAL
+    wall_s REAL,
+    skipped INTEGER NOT NULL DEFAULT 0,
+    data_ready REAL
 ) STRICT;
 CREATE INDEX steps_by_epoch ON steps (epoch);
 
@@ -110,7 +112,8 @@ CREATE TABLE evaluations (
     loss REAL,
     error REAL,
     error_top5 REAL,
-    evaluated_at REAL NOT NULL
+    evaluated_at REAL NOT NULL,
+    skipped INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE TABLE epochs (
@@ -125,7 +128,9 @@ CREATE TABLE epochs (
     test_error_top5 REAL,
     seconds REAL NOT NULL,
     images_per_s REAL,
-    world_size INTEGER NOT NULL
+    world_size INTEGER NOT NULL,
+    skipped INTEGER NOT NULL DEFAULT 0,
+    test_skipped INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE TABLE events (
@@ -162,12 +167,38 @@ CREATE TABLE checkpoints (
 ) STRICT;
 ";
 
+/// Columns that came with version 2: samples that were left out.
+const FROM_1_TO_2: &str = "
+ALTER TABLE steps ADD COLUMN skipped INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE steps ADD COLUMN data_ready REAL;
+ALTER TABLE evaluations ADD COLUMN skipped INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE epochs ADD COLUMN skipped INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE epochs ADD COLUMN test_skipped INTEGER NOT NULL DEFAULT 0;
+";
+
+/// A file of version 1 as readers want it, which must not change it.
+const AS_2: &str = "
+CREATE TEMP VIEW steps AS SELECT *, 0 AS skipped, NULL AS data_ready FROM main.steps;
+CREATE TEMP VIEW evaluations AS SELECT *, 0 AS skipped FROM main.evaluations;
+CREATE TEMP VIEW epochs AS SELECT *, 0 AS skipped, 0 AS test_skipped FROM main.epochs;
+";
+
+/// Makes a file that is only read look as if it were of this version.
+pub(super) fn adapt(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let sql = |error| StoreError::sql(path, error);
+    match version(connection).map_err(sql)? {
+        SCHEMA_VERSION => Ok(()),
+        1 => connection.execute_batch(AS_2).map_err(sql),
+        found => Err(StoreError::Schema { path: path.to_owned(), found }),
+    }
+}
+
 /// The version of a file; 0 for one without tables.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Creates the tables of a new file; refuses what a newer program wrote.
+/// Creates the tables of a new file; brings an older one to this version; refuses what a newer program wrote.
 pub(super) fn prepare(transaction: &Transaction<'_>, path: &Path, run_id: &str, now: f64) -> Result<(), StoreError> {
     let sql = |error| StoreError::sql(path, error);
     match version(transaction).map_err(sql)? {
@@ -176,6 +207,10 @@ pub(super) fn prepare(transaction: &Transaction<'_>, path: &Path, run_id: &str, 
             transaction
                 .execute("INSERT INTO run (id, run_id, created_at) VALUES (1, ?1, ?2)", (run_id, now))
                 .map_err(sql)?;
+            transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(sql)
+        }
+        1 => {
+            transaction.execute_batch(FROM_1_TO_2).map_err(sql)?;
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(sql)
         }
         SCHEMA_VERSION => Ok(()),

@@ -46,7 +46,9 @@ pub fn committed(step: u64, generation: u64) -> Record {
         loss: 1.0 / 3.0 / step as f64,
         wrong: step,
         samples,
+        skipped: Vec::new(),
         digest: u64::MAX - step,
+        ready: None,
         shards: vec![shard(start, 8), shard(start + 8, samples - 8)],
         times: StepTimes { data: 0.125, compute: 0.25, comm: 0.125, wall: 0.5 },
     }))
@@ -61,6 +63,7 @@ pub fn evaluated(epoch: u64, step: u64, error: f64) -> Record {
         loss: error * 2.0,
         error,
         error_top5: error / 2.0,
+        skipped: Vec::new(),
     }
 }
 

@@ -109,7 +109,9 @@ impl FakeWorker {
                     loss: 1.0 / (step.0 as f64 + 2.0),
                     wrong: epoch.0,
                     samples: batch.len,
+                    skipped: Vec::new(),
                     digest: u64::MAX - step.0,
+                    ready: None,
                     times: StepTimes { data: 0.1, compute: 0.2, comm: 0.1, wall: 0.4 },
                 }))
             }
@@ -122,6 +124,7 @@ impl FakeWorker {
                 error: 1.0 / (epoch.0 as f64 + 2.0),
                 error_top5: 0.0,
                 samples: 10,
+                skipped: Vec::new(),
                 seconds: 0.1,
             })),
             PlanItem::Checkpoint { epoch, .. } if rank.0 == 0 => Some(self.save(generation, epoch).await),

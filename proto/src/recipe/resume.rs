@@ -2,7 +2,7 @@
 //!
 //! | keys | decide the course | may differ on resume |
 //! |---|---|---|
-//! | `elastic.*`, `checkpoint.*`, `log.*`, `data.path`, `data.cache_*`, `data.read_timeout_s` | no | yes |
+//! | `elastic.*`, `checkpoint.*`, `log.*`, `data.path`, `data.cache_*`, `data.read_timeout_s`, `data.image.prefetch`, `data.image.threads` | no | yes |
 //! | `train.accumulate` | no: the same bits, in less memory | yes |
 //! | `train.epochs`, `train.max_steps` | no: they only end it; yes with a cosine or polynomial schedule, which is stretched over the whole run | if larger; no |
 //! | `name` | no | no |
@@ -140,8 +140,8 @@ impl Recipe {
 
 fn is_free(key: &str) -> bool {
     let prefixes = ["elastic.", "checkpoint.", "log.", "data.cache_"];
-    ["data.path", "data.read_timeout_s", "train.accumulate"].contains(&key)
-        || prefixes.iter().any(|table| key.starts_with(table))
+    let keys = ["data.path", "data.read_timeout_s", "data.image.prefetch", "data.image.threads", "train.accumulate"];
+    keys.contains(&key) || prefixes.iter().any(|table| key.starts_with(table))
 }
 
 fn is_end(key: &str) -> bool {

@@ -5,7 +5,7 @@ use super::{WireError, component, exit_code, need, optional_text, text};
 use crate::ids::{Epoch, Generation, Lineage, Rank, StateId, Step, WorkerId};
 use crate::message::{
     CheckpointBad, CheckpointSaved, Complaint, DataIdentity, EvalReport, FromWorker, Halted, Hello, Leaving, Left,
-    Progress, RankProgress, Ready, StepReport, StepTimes, Synced,
+    Progress, RankProgress, Ready, Skipped, StepReport, StepTimes, Synced,
 };
 
 impl From<FromWorker> for pb::FromWorker {
@@ -173,6 +173,18 @@ impl TryFrom<pb::Ready> for Ready {
     }
 }
 
+impl From<Skipped> for pb::Skipped {
+    fn from(m: Skipped) -> Self {
+        Self { position: m.position, file: m.file, reason: m.reason }
+    }
+}
+
+impl From<pb::Skipped> for Skipped {
+    fn from(m: pb::Skipped) -> Self {
+        Self { position: m.position, file: m.file, reason: m.reason }
+    }
+}
+
 impl From<StepReport> for pb::StepReport {
     fn from(m: StepReport) -> Self {
         let times = pb::StepTimes {
@@ -190,6 +202,8 @@ impl From<StepReport> for pb::StepReport {
             samples: m.samples,
             digest: m.digest,
             times: Some(times),
+            skipped: m.skipped.into_iter().map(Into::into).collect(),
+            ready: m.ready,
         }
     }
 }
@@ -207,6 +221,8 @@ impl TryFrom<pb::StepReport> for StepReport {
             wrong: m.wrong,
             samples: m.samples,
             digest: m.digest,
+            skipped: m.skipped.into_iter().map(Into::into).collect(),
+            ready: m.ready,
             times: StepTimes { data: times.data_s, compute: times.compute_s, comm: times.comm_s, wall: times.wall_s },
         })
     }
@@ -224,6 +240,7 @@ impl From<EvalReport> for pb::EvalReport {
             error_top5: m.error_top5,
             samples: m.samples,
             seconds_s: m.seconds,
+            skipped: m.skipped.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -239,6 +256,7 @@ impl From<pb::EvalReport> for EvalReport {
             error: m.error,
             error_top5: m.error_top5,
             samples: m.samples,
+            skipped: m.skipped.into_iter().map(Into::into).collect(),
             seconds: m.seconds_s,
         }
     }

@@ -72,6 +72,10 @@ impl Any {
         StateId { lineage: Lineage(self.u64()), generation: Generation(self.u64()), step: Step(self.u64()) }
     }
 
+    fn skipped(&mut self) -> Skipped {
+        Skipped { position: self.u64(), file: self.text(), reason: self.text() }
+    }
+
     fn worker(&mut self) -> WorkerId {
         WorkerId(self.some_text())
     }
@@ -110,6 +114,8 @@ impl Any {
                 wrong: self.u64(),
                 samples: self.u64(),
                 digest: self.0.next_u64(),
+                skipped: self.list(Self::skipped),
+                ready: self.option(Self::f64),
                 times: StepTimes { data: self.f64(), compute: self.f64(), comm: self.f64(), wall: self.f64() },
             }),
             4 => FromWorker::Evaluated(EvalReport {
@@ -121,6 +127,7 @@ impl Any {
                 error: self.f64(),
                 error_top5: self.f64(),
                 samples: self.u64(),
+                skipped: self.list(Self::skipped),
                 seconds: self.f64(),
             }),
             5 => FromWorker::CheckpointSaved(CheckpointSaved {

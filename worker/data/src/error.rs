@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use lockstep_jpeg::JpegError;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::Epoch;
 
@@ -253,6 +254,17 @@ impl DataError {
     /// The same, with where in a run the sample was wanted.
     pub(crate) fn at(self, at: Place) -> Self {
         Self::Sample { at, source: Box::new(self) }
+    }
+
+    /// What is wrong with an image, if that is what it is: its bytes, the same wherever they are read. A file that is
+    /// missing or unreadable is not, nor is a decoder without memory: another machine may have it.
+    pub fn bad_image(&self) -> Option<&ImageError> {
+        match self {
+            Self::Image { error: ImageError::Jpeg(JpegError::Library { .. }), .. } => None,
+            Self::Image { error, .. } => Some(error),
+            Self::Sample { source, .. } => source.bad_image(),
+            _ => None,
+        }
     }
 
     /// How a process ends that meets this.

@@ -138,12 +138,13 @@ impl Dataset for ImageFolder {
         [side, side, 3]
     }
 
-    fn name(&self, split: Split, sample: u64) -> Option<String> {
-        Some(self.path(split, sample).display().to_string())
-    }
-
     fn label(&self, split: Split, sample: u64) -> u32 {
         self.sample(split, sample).class
+    }
+
+    fn name(&self, split: Split, sample: u64) -> Option<String> {
+        let path = self.path(split, sample);
+        Some(path.strip_prefix(&self.root).unwrap_or(&path).to_string_lossy().into_owned())
     }
 
     fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]) -> Result<(), DataError> {

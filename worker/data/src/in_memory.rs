@@ -57,6 +57,10 @@ impl Dataset for InMemory {
         self.samples(split).label(sample)
     }
 
+    fn is_in_memory(&self) -> bool {
+        true
+    }
+
     fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]) -> Result<(), DataError> {
         let augmentation = draws.map(|draws| Augmentation::draw(&self.augment, draws)).unwrap_or_default();
         augmentation.apply(self.shape(), self.samples(split).image(sample), &self.normalizer, out);

@@ -1,7 +1,7 @@
 //! Data sets, and what a loader delivers of them. Without libtorch: the command line uses this crate too.
 //!
 //! ```text
-//! recipe.data ──► open ──► Dataset ───────────────► Loader ──► images NHWC f32 · labels · digest
+//! recipe.data ──► open ──► Dataset ─► Loader ─► ReadAhead ─► rows: images NHWC f32 · labels · digest · what has no row
 //!                  ├─ cifar    files   ┐ bytes in     ├─ order, draws, digest   (lockstep-proto)
 //!                  ├─ shapes   built in┘ memory       └─ fault   injected by tests
 //!                  ├─ image_folder ── tree: files ─┐
@@ -14,11 +14,13 @@
 //! May never: know a tensor or a rank, keep state between two loads, or take a decision from a clock or a thread.
 #![forbid(unsafe_code)]
 
+mod ahead;
 pub mod audit;
 pub mod augment;
 pub mod bench;
 pub mod cifar;
 mod class_names;
+mod delivered;
 mod error;
 mod fault;
 pub mod fetch;
@@ -43,15 +45,16 @@ use lockstep_proto::ids::Epoch;
 use lockstep_proto::message::DataIdentity;
 use lockstep_proto::recipe::{self, DataKind};
 
+pub use ahead::ReadAhead;
 pub use audit::expected_digest;
 pub use class_names::class_names;
+pub use delivered::{Delivered, Part, Partner, Wanted};
 pub use error::{DataError, Place};
 pub use fault::{FAULT_VARIABLE, LoaderFault};
 pub use files::Files;
 pub use image_folder::ImageFolder;
 pub use in_memory::InMemory;
 pub use loader::Loader;
-pub use mix::{Destination, Part, Partner};
 pub use samples::{Samples, fingerprint};
 
 /// Which part of a set.
@@ -81,9 +84,14 @@ pub trait Dataset: Send + Sync {
         self.shape()
     }
 
-    /// What people know a sample by, such as its file, where there is such a thing.
+    /// What people know a sample by, such as its file, relative to `data.path`, where there is such a thing.
     fn name(&self, _split: Split, _sample: u64) -> Option<String> {
         None
+    }
+
+    /// Whether its samples lie in memory, so that there is nothing to gain by reading ahead.
+    fn is_in_memory(&self) -> bool {
+        false
     }
 
     /// The class of a sample.
@@ -95,6 +103,15 @@ pub trait Dataset: Send + Sync {
     /// # Errors
     /// The image is broken (65) or cannot be read (66): its file, what is wrong, the remedy.
     fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]) -> Result<(), DataError>;
+}
+
+/// What events call a sample: its name, or where it has none its number.
+pub fn sample_name(dataset: &dyn Dataset, split: Split, sample: u64) -> String {
+    let numbered = || match split {
+        Split::Train => format!("training sample {sample}"),
+        Split::Test => format!("test sample {sample}"),
+    };
+    dataset.name(split, sample).unwrap_or_else(numbered)
 }
 
 /// Opens the set of a recipe: reads it into memory (CIFAR), draws it (`shapes`), lists it (`image-folder`), or reads its index

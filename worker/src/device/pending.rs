@@ -126,7 +126,9 @@ impl Pending {
                 loss: loss / plan.batch.len as f64,
                 wrong: values[outcome::WRONG] as u64,
                 samples: plan.batch.len,
+                skipped: Vec::new(),
                 digest,
+                ready: None,
                 times: StepTimes { data: oldest.data, compute, comm: 0.0, wall },
             },
         )))

@@ -284,7 +284,8 @@ impl Stepper {
         let total = self.read(&sums).map_err(gpu_error)?;
         let of = |sum: f64| sum / samples as f64;
         let (loss, error, error_top5) = (of(total[0]), of(total[1]), of(total[2]));
-        Ok(EvalOutcome { loss, error, error_top5, samples, seconds: started.elapsed().as_secs_f64() })
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(EvalOutcome { loss, error, error_top5, samples, skipped: Vec::new(), seconds })
     }
 
     /// Waits for numbers of the device.

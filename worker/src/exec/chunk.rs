@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use lockstep_data::Partner;
-use lockstep_proto::ids::SampleRange;
+use lockstep_data::{Delivered, Partner};
 use lockstep_torch::{self as torch, Activation, TorchError};
 use tch::{Kind, Tensor};
 
@@ -14,20 +13,16 @@ use crate::program::{FlatLayout, Norm, NormId, Op, ParamId, Program, Segment, Sl
 
 /// Values, saved for backward, and gradients of one chunk.
 pub struct Chunk<A> {
-    /// Images, NHWC.
-    pub images: Vec<f32>,
     /// Classes.
     pub labels: Vec<i64>,
     /// The other class of a mixed sample, and its share; empty where nothing is mixed.
     pub partners: Vec<Partner>,
-    /// Positions of its samples.
-    pub positions: SampleRange,
+    /// The position of each sample.
+    pub positions: Vec<u64>,
     /// Positions whose loss is not finite; filled where the chunk's is not.
     pub strange: Vec<u64>,
     /// Digest of what the loader delivered.
     pub digest: u64,
-    /// Seconds that loading took.
-    pub load_seconds: f64,
     /// The last message: statistics forward, gated sums backward.
     pub message: Vec<f64>,
     /// Gradients of vectors: the vector region of the flat layout.
@@ -41,13 +36,11 @@ impl<A: Number> Chunk<A> {
     /// An empty chunk over these weights (views, shared by all chunks); activations are of `kind`.
     pub fn new(program: Arc<Program>, layout: Arc<FlatLayout>, weights: Vec<Tensor>, kind: Kind) -> Self {
         Self {
-            images: Vec::new(),
             labels: Vec::new(),
             partners: Vec::new(),
-            positions: SampleRange::default(),
+            positions: Vec::new(),
             strange: Vec::new(),
             digest: 0,
-            load_seconds: 0.0,
             message: Vec::new(),
             vectors: vec![A::default(); layout.len - layout.vectors],
             tape: Tape::new(program, weights, kind, Passes::Fused),
@@ -65,15 +58,19 @@ impl<A: Number> Chunk<A> {
         self.labels.is_empty()
     }
 
-    /// Makes the images the value of slot 0, `shape` = h, w, c, and forgets whatever a step that was cut short left
-    /// behind.
+    /// Takes over what was loaded, with the images, `shape` = h, w, c, as the value of slot 0, and forgets whatever a step
+    /// that was cut short left behind. `rows` keeps its buffer of images.
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn take_images(&mut self, shape: [usize; 3]) -> Result<(), TorchError> {
+    pub fn take_rows(&mut self, rows: &mut Delivered, shape: [usize; 3]) -> Result<(), TorchError> {
         self.clear();
+        std::mem::swap(&mut self.labels, &mut rows.labels);
+        std::mem::swap(&mut self.partners, &mut rows.partners);
+        std::mem::swap(&mut self.positions, &mut rows.positions);
+        self.digest = rows.digest;
         let [h, w, c] = shape.map(|x| x as i64);
-        let x_nhwc = Tensor::f_from_slice(&self.images)?.f_view([self.len() as i64, h, w, c])?;
+        let x_nhwc = Tensor::f_from_slice(&rows.images)?.f_view([self.len() as i64, h, w, c])?;
         let kind = self.tape.kind();
         self.tape.put(Slot(0), x_nhwc.f_permute([0, 3, 1, 2])?.f_to_kind(kind)?);
         Ok(())

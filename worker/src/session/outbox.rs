@@ -58,7 +58,9 @@ mod tests {
             loss: 1.0,
             wrong: 1,
             samples: 2,
+            skipped: Vec::new(),
             digest: 3,
+            ready: None,
             times: StepTimes::default(),
         })
     }
@@ -73,6 +75,7 @@ mod tests {
             error: 0.5,
             error_top5: 0.1,
             samples: 10,
+            skipped: Vec::new(),
             seconds: 1.0,
         })
     }

@@ -58,6 +58,11 @@ pub fn contribution(parameters: u64, epoch: Epoch, positions: SampleRange) -> u6
     (positions.start..positions.end()).fold(0, |sum: u64, at| sum.wrapping_add(of(at)))
 }
 
+/// Positions whose samples turn out to be broken.
+pub fn left_out(epoch: Epoch, positions: SampleRange) -> Vec<u64> {
+    (positions.start..positions.end()).filter(|at| mix(epoch.0 << 32 ^ *at).is_multiple_of(23)).collect()
+}
+
 /// The next parameters.
 pub fn advance(parameters: u64, contributions: u64) -> u64 {
     mix(parameters.wrapping_add(contributions).wrapping_add(1))

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use lockstep_collective::{Collective, Lane, Op, Solo};
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, StateId, Step};
-use lockstep_proto::message::{DataIdentity, Sha256, StepPlan, StepTimes};
+use lockstep_proto::message::{DataIdentity, Sha256, Skipped, StepPlan, StepTimes};
 use lockstep_proto::recipe::Recipe;
 use lockstep_proto::split::{ranges, shard_positions};
 use lockstep_worker::compute::{Compute, ComputeError, Dtype, EvalOutcome, Named, StepOutcome};
 
 use crate::coroutine::Line;
-use crate::course::{INITIAL, advance, contribution, loss, sha256};
+use crate::course::{INITIAL, advance, contribution, left_out, loss, sha256};
 use crate::random::{Random, mix};
 use crate::states::Holder;
 use crate::witness::Witness;
@@ -90,14 +90,25 @@ impl Compute for Integer {
         self.unnamed = Some((parent, (plan.epoch, plan.batch)));
         self.id = Some(StateId { lineage: parent.lineage, generation, step: plan.step });
         let times = StepTimes { wall: time.as_secs_f64(), compute: time.as_secs_f64(), ..StepTimes::default() };
-        Ok(StepOutcome { loss: loss(before), wrong: before % (samples + 1), samples, digest: mix(before), times })
+        let name = |position| Skipped { position, file: format!("{position}.JPEG"), reason: "text".into() };
+        let skipped: Vec<Skipped> = left_out(plan.epoch, plan.batch).into_iter().map(name).collect();
+        Ok(StepOutcome {
+            loss: loss(before),
+            wrong: before % (samples + 1),
+            samples: samples - skipped.len() as u64,
+            skipped,
+            digest: mix(before),
+            ready: None,
+            times,
+        })
     }
 
     fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, ComputeError> {
         self.line.compute(self.random.between(10, 200));
         self.gather(step, "evaluation", [1, 1])?;
         let error = (self.value % 97) as f64 / 100.0;
-        Ok(EvalOutcome { loss: loss(self.value), error, error_top5: 0.0, samples: 10, seconds: 0.1 })
+        let (loss, skipped) = (loss(self.value), Vec::new());
+        Ok(EvalOutcome { loss, error, error_top5: 0.0, samples: 10, skipped, seconds: 0.1 })
     }
 
     fn id(&self) -> Option<StateId> {

@@ -9,7 +9,7 @@ use lockstep_proto::ids::{Generation, Lineage, SampleRange, StateId, Step, Worke
 use lockstep_proto::manifest::Manifest;
 use lockstep_proto::message::Member;
 
-use crate::course::{Course, loss, sha256};
+use crate::course::{Course, left_out, loss, sha256};
 use crate::states::States;
 
 type Checked = Result<(), String>;
@@ -223,8 +223,10 @@ impl Rules {
             self.generation_of(before)
         );
         let (epoch, batch) = self.course.at(step);
+        let skipped: Vec<u64> = row.skipped.iter().map(|skipped| skipped.position).collect();
+        rule!(skipped == left_out(epoch, batch), "step {step} of epoch {epoch} left out {skipped:?}");
         rule!(
-            row.epoch == epoch && row.samples == batch.len,
+            row.epoch == epoch && row.samples + skipped.len() as u64 == batch.len,
             "step {step}: epoch {} with {} samples instead of epoch {epoch} with {}",
             row.epoch,
             row.samples,

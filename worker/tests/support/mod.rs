@@ -110,12 +110,20 @@ impl Compute for Integer {
         let lineage = self.id.map(|id| id.lineage).unwrap_or_default();
         self.id = Some(StateId { lineage, generation, step: plan.step });
         let times = StepTimes::default();
-        Ok(StepOutcome { loss: self.value as f64, wrong: 0, samples: plan.batch.len, digest: 7, times })
+        Ok(StepOutcome {
+            loss: self.value as f64,
+            wrong: 0,
+            samples: plan.batch.len,
+            skipped: Vec::new(),
+            digest: 7,
+            ready: None,
+            times,
+        })
     }
 
     fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, ComputeError> {
         self.gather(step, "evaluation")?;
-        Ok(EvalOutcome { loss: 0.5, error: 0.25, error_top5: 0.0, samples: 100, seconds: 0.1 })
+        Ok(EvalOutcome { loss: 0.5, error: 0.25, error_top5: 0.0, samples: 100, skipped: Vec::new(), seconds: 0.1 })
     }
 
     fn id(&self) -> Option<StateId> {

@@ -192,7 +192,9 @@ pub(super) fn step_report(generation: Generation, rank: u32, step: u64) -> StepR
         loss: 2.0,
         wrong: 3,
         samples: if step.is_multiple_of(4) { 6 } else { 8 },
+        skipped: Vec::new(),
         digest: 11,
+        ready: None,
         times: StepTimes { data: 0.0, compute: f64::from(rank), comm: 0.0, wall: 1.0 },
     }
 }
@@ -207,6 +209,7 @@ pub(super) fn evaluation(generation: Generation, rank: u32, epoch: u64, step: u6
         error: 0.5,
         error_top5: 0.1,
         samples: 10,
+        skipped: Vec::new(),
         seconds: 1.0,
     })
 }

@@ -263,6 +263,7 @@ impl Worker {
                         error,
                         error_top5: 0.0,
                         samples: 10,
+                        skipped: Vec::new(),
                         seconds: 1.0,
                     }));
                 }
@@ -284,6 +285,8 @@ impl Worker {
                 wrong: parameters % 5,
                 samples: plan.batch.len,
                 digest: mix(parameters),
+                skipped: Vec::new(),
+                ready: None,
                 times: StepTimes { wall: 1.0, ..StepTimes::default() },
             }));
         }

@@ -2,7 +2,7 @@
 
 use super::require;
 use crate::recipe::error::RecipeError;
-use crate::recipe::types::{BadImage, Data, Image, Normalize};
+use crate::recipe::types::{Data, Image, Normalize};
 
 pub(super) fn image(data: &Data) -> Result<(), RecipeError> {
     let image = &data.image;
@@ -30,9 +30,9 @@ pub(super) fn image(data: &Data) -> Result<(), RecipeError> {
     let [low, high] = image.ratio;
     let sense = low > 0.0 && low <= high && high.is_finite();
     require(sense, "data.image.ratio", list(&image.ratio), "[least, greatest] width ÷ height, above 0")?;
-    colour(image)?;
-    let there = "\"error\": skipping is not there yet; `lockstep data verify` names what to repair or remove";
-    require(image.bad == BadImage::Error, "data.image.bad", "\"skip\"", there)
+    require(image.prefetch <= 1000, "data.image.prefetch", image.prefetch, "at most 1000 steps")?;
+    require(image.threads <= 1024, "data.image.threads", image.threads, "at most 1024 (0: as many as compute)")?;
+    colour(image)
 }
 
 fn progressive(image: &Image) -> Result<(), RecipeError> {

@@ -46,6 +46,10 @@ pub struct Image {
     pub std: [f64; 3],
     /// What to do about an image that cannot be read.
     pub bad: BadImage,
+    /// Steps that are read ahead of the one in hand, at most `train.window` (0: none). May differ on resume.
+    pub prefetch: u32,
+    /// Threads of each replica that read ahead (0: as many as compute). May differ on resume.
+    pub threads: u32,
 }
 
 /// `data.image.decode`
@@ -66,7 +70,9 @@ pub enum BadImage {
     /// End the run and name the file.
     #[default]
     Error,
-    /// Leave it out. Not there yet.
+    /// Leave it out, whoever is to load it, say so in an event `sample_skipped`, and count it: loss, gradient and BatchNorm
+    /// are over the others. Only for what is wrong with the bytes of an image; a file that is missing or unreadable ends
+    /// the run all the same.
     Skip,
 }
 
@@ -110,6 +116,8 @@ impl Default for Image {
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
             bad: BadImage::default(),
+            prefetch: 2,
+            threads: 0,
         }
     }
 }

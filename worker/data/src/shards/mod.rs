@@ -302,7 +302,8 @@ impl Dataset for Shards {
     }
 
     fn name(&self, split: Split, sample: u64) -> Option<String> {
-        Some(self.full_name(split, sample))
+        let (shard, sample) = self.sample(split, sample);
+        Some(format!("{}: {}", shard.name, sample.name))
     }
 
     fn label(&self, split: Split, sample: u64) -> u32 {
