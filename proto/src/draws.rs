@@ -21,6 +21,12 @@ impl Draws {
         Self { key: mix::key(Purpose::Mixing, &[seed, epoch.0, position]), count: 0 }
     }
 
+    /// Another sequence of the same position, which shares nothing with this one however much of it is used: so a new
+    /// use of draws leaves the others as they are.
+    pub fn branch(&self, number: u64) -> Self {
+        Self { key: mix::absorb(self.key, number), count: 0 }
+    }
+
     /// 64 random bits: a hash of the key and the number of the draw.
     pub fn next_u64(&mut self) -> u64 {
         self.count += 1;
@@ -51,6 +57,18 @@ impl Draws {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn branches_share_nothing_and_do_not_depend_on_what_was_drawn() {
+        let mut used = Draws::new(1, Epoch(2), 3);
+        let branch = used.branch(1);
+        used.next_u64();
+        assert_eq!(used.branch(1), branch);
+        let sequences = [Draws::new(1, Epoch(2), 3), branch, used.branch(2), Draws::new(1, Epoch(2), 4).branch(1)];
+        let drawn: std::collections::BTreeSet<u64> =
+            sequences.into_iter().flat_map(|mut draws| (0..1000).map(move |_| draws.next_u64())).collect();
+        assert_eq!(drawn.len(), 4000);
+    }
 
     /// If this fails, every augmented image differs from before: do it knowingly.
     #[test]

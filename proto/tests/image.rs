@@ -29,9 +29,19 @@ fn keys_of_images_count_in_the_hash_and_their_defaults_do_not() {
         "exif = true",
         "random_crop = false",
         "bad = \"skip\"",
+        "auto_augment = \"rand_augment\"",
+        "erase = 0.1",
     ] {
         assert_ne!(recipe(keys).unwrap().sha256(), plain, "{keys}");
     }
+}
+
+#[test]
+fn how_far_is_read_ahead_decides_nothing_and_may_differ_on_resume() {
+    let (plain, other) = (recipe("").unwrap(), recipe("prefetch = 0\nthreads = 7").unwrap());
+    assert_eq!(other.sha256(), plain.sha256());
+    assert_eq!(plain.differences(&other), Vec::<String>::new());
+    assert_eq!(plain.differences(&recipe("bad = \"skip\"").unwrap()).len(), 1);
 }
 
 #[test]
@@ -46,6 +56,13 @@ fn what_makes_no_sense_is_refused_with_what_would() {
         ("std = [0.2, 0.0, 0.2]", "`data.image.std` is [0.2, 0.0, 0.2], expected three fractions"),
         ("decode = \"fast\"", "`data.image.decode` is \"fast\", expected \"scaled\", \"full\""),
         ("bad = \"drop\"", "`data.image.bad` is \"drop\", expected \"error\", \"skip\""),
+        ("auto_augment = \"ra\"", "is \"ra\", expected one of \"none\", \"rand_augment\", \"trivial_augment_wide\""),
+        ("auto_magnitude = 31", "`data.image.auto_magnitude` is 31, expected a bin below data.image.auto_bins = 31"),
+        ("erase = 1.5", "`data.image.erase` is 1.5, expected a probability 0 … 1"),
+        (
+            "erase_ratio = [3.0, 0.3]",
+            "`data.image.erase_ratio` is [3.0, 0.3], expected [least, greatest] height ÷ width",
+        ),
         ("corp = 3", "unknown key `data.image.corp`; did you mean `data.image.crop`?"),
     ] {
         let error = recipe(keys).unwrap_err();

@@ -10,7 +10,7 @@ use lockstep_proto::ids::Epoch;
 use lockstep_proto::recipe::Data;
 
 use crate::error::DataError;
-use crate::image::{Transform, Workspace};
+use crate::image::{Transform, Workspace, mirror};
 use crate::image_folder::read;
 use crate::shards::{Shards, is_shards};
 use crate::{Dataset, Split};
@@ -117,7 +117,7 @@ fn run(
         let mut draws = Draws::new(thread as u64, epoch, number);
         let drawn = transform.square(&bytes, (side as u32, Some(&mut draws)), workspace, &mut rgb);
         if drawn.map_err(|error| broken(&files.path(place), error))?.flip {
-            rgb.chunks_exact_mut(side * 3).for_each(flip);
+            rgb.chunks_exact_mut(side * 3).for_each(mirror);
         }
         std::hint::black_box(&rgb);
         Ok::<u64, DataError>(bytes.len() as u64)
@@ -136,13 +136,6 @@ fn run(
     }
     rate.seconds = start.elapsed().as_secs_f64();
     Ok(rate)
-}
-
-/// Left and right of a row of RGB pixels change places.
-fn flip(row: &mut [u8]) {
-    let middle = row.len() / 3 / 2 * 3;
-    let (front, back) = row.split_at_mut(middle);
-    front.chunks_exact_mut(3).zip(back.rchunks_exact_mut(3)).for_each(|(a, b)| a.swap_with_slice(b));
 }
 
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), DataError> {

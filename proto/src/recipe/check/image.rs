@@ -32,6 +32,7 @@ pub(super) fn image(data: &Data) -> Result<(), RecipeError> {
     require(sense, "data.image.ratio", list(&image.ratio), "[least, greatest] width ÷ height, above 0")?;
     require(image.prefetch <= 1000, "data.image.prefetch", image.prefetch, "at most 1000 steps")?;
     require(image.threads <= 1024, "data.image.threads", image.threads, "at most 1024 (0: as many as compute)")?;
+    operations(image)?;
     colour(image)
 }
 
@@ -46,6 +47,22 @@ fn progressive(image: &Image) -> Result<(), RecipeError> {
     let sense = image.eval_crop == 0 || (8..=4096).contains(&image.eval_crop);
     let expected = "0 (that of training) or at least 8 pixels and at most 4096";
     require(sense, "data.image.eval_crop", image.eval_crop, expected)
+}
+
+fn operations(image: &Image) -> Result<(), RecipeError> {
+    require((1..=16).contains(&image.auto_ops), "data.image.auto_ops", image.auto_ops, "at least 1 and at most 16")?;
+    let bins = (2..=1000).contains(&image.auto_bins);
+    require(bins, "data.image.auto_bins", image.auto_bins, "at least 2 and at most 1000")?;
+    let below = format!("a bin below data.image.auto_bins = {}", image.auto_bins);
+    require(image.auto_magnitude < image.auto_bins, "data.image.auto_magnitude", image.auto_magnitude, below)?;
+    require((0.0..=1.0).contains(&image.erase), "data.image.erase", image.erase, "a probability 0 … 1")?;
+    let [low, high] = image.erase_scale;
+    let sense = low >= 0.0 && low <= high && high <= 1.0;
+    let area = "[least, greatest] fractions of the area, 0 … 1";
+    require(sense, "data.image.erase_scale", list(&image.erase_scale), area)?;
+    let [low, high] = image.erase_ratio;
+    let sense = low > 0.0 && low <= high && high.is_finite();
+    require(sense, "data.image.erase_ratio", list(&image.erase_ratio), "[least, greatest] height ÷ width, above 0")
 }
 
 fn colour(image: &Image) -> Result<(), RecipeError> {

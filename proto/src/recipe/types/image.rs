@@ -44,6 +44,23 @@ pub struct Image {
     pub mean: [f64; 3],
     /// With `data.normalize = "channel"`: their standard deviations.
     pub std: [f64; 3],
+    /// Operations of tone and shape after the colour jitter, as torchvision's classes of these names.
+    pub auto_augment: AutoAugment,
+    /// `rand_augment`: operations on an image.
+    pub auto_ops: u32,
+    /// `rand_augment`: their magnitude, a bin.
+    pub auto_magnitude: u32,
+    /// Bins of magnitudes.
+    pub auto_bins: u32,
+    /// How shears, shifts and rotations look between pixels. torchvision's classes have `nearest` by default, its
+    /// training script has `bilinear`.
+    pub auto_interpolation: Interpolation,
+    /// Probability with which a rectangle of the normalised image becomes 0 (Zhong et al. 2020; 0: never).
+    pub erase: f64,
+    /// Least and greatest area of the rectangle, as fractions of the square.
+    pub erase_scale: [f64; 2],
+    /// Least and greatest height ÷ width of the rectangle.
+    pub erase_ratio: [f64; 2],
     /// What to do about an image that cannot be read.
     pub bad: BadImage,
     /// Steps that are read ahead of the one in hand, at most `train.window` (0: none). May differ on resume.
@@ -61,6 +78,30 @@ pub enum Decode {
     Scaled,
     /// At full size, as other tools do.
     Full,
+}
+
+/// `data.image.auto_augment`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AutoAugment {
+    /// None.
+    #[default]
+    None,
+    /// Cubuk et al. 2020: `auto_ops` operations of one magnitude.
+    RandAugment,
+    /// Müller and Hutter 2021: one operation of any magnitude.
+    TrivialAugmentWide,
+}
+
+/// `data.image.auto_interpolation`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// The nearest pixel.
+    #[default]
+    Nearest,
+    /// Between four pixels.
+    Bilinear,
 }
 
 /// `data.image.bad`
@@ -115,6 +156,14 @@ impl Default for Image {
             lighting: 0.0,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
+            auto_augment: AutoAugment::default(),
+            auto_ops: 2,
+            auto_magnitude: 9,
+            auto_bins: 31,
+            auto_interpolation: Interpolation::default(),
+            erase: 0.0,
+            erase_scale: [0.02, 0.33],
+            erase_ratio: [0.3, 3.3],
             bad: BadImage::default(),
             prefetch: 2,
             threads: 0,

@@ -4,6 +4,8 @@
 use lockstep_proto::draws::Draws;
 use lockstep_proto::recipe;
 
+use super::tone;
+
 /// Square roots of the eigenvalues of the covariance of ImageNet's colours, as fractions of full light.
 const EIGENVALUES: [f64; 3] = [0.2175, 0.0188, 0.0045];
 /// Its eigenvectors: rows are red, green, blue, columns belong to the values above.
@@ -57,14 +59,9 @@ impl Jitter {
             let which = left.remove(number / base);
             number %= base;
             match which {
-                0 => self.brightness.iter().for_each(|&factor| blend(rgb, factor, |_| 0)),
-                1 => {
-                    let Some(factor) = self.contrast else { continue };
-                    let sum: u64 = rgb.chunks_exact(3).map(|pixel| u64::from(gray(pixel))).sum();
-                    let mean = (sum as f64 / (rgb.len() / 3).max(1) as f64 + 0.5) as u8;
-                    blend(rgb, factor, |_| mean);
-                }
-                2 => self.saturation.iter().for_each(|&factor| blend(rgb, factor, gray)),
+                0 => self.brightness.iter().for_each(|&factor| tone::brightness(rgb, factor)),
+                1 => self.contrast.iter().for_each(|&factor| tone::contrast(rgb, factor)),
+                2 => self.saturation.iter().for_each(|&factor| tone::saturation(rgb, factor)),
                 _ => self.hue.iter().for_each(|&turn| rgb.chunks_exact_mut(3).for_each(|pixel| rotate(pixel, turn))),
             }
         }
@@ -78,13 +75,13 @@ fn normal(draws: &mut Draws) -> f64 {
 }
 
 /// ITU-R 601 in 16-bit fixed point.
-fn gray(pixel: &[u8]) -> u8 {
+pub(super) fn gray(pixel: &[u8]) -> u8 {
     let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
     ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
 }
 
 /// From `base` (factor 0) through the pixel (factor 1) and beyond, cut off towards zero.
-fn blend(rgb: &mut [u8], factor: f32, base: impl Fn(&[u8]) -> u8) {
+pub(super) fn blend(rgb: &mut [u8], factor: f32, base: impl Fn(&[u8]) -> u8) {
     for pixel in rgb.chunks_exact_mut(3) {
         let base = f32::from(base(pixel));
         // `as` saturates

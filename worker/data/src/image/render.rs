@@ -6,6 +6,7 @@ use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use lockstep_jpeg::{Decoder, Limits, Region, Scale};
 
+use super::Room;
 use super::cut::Cut;
 use super::error::ImageError;
 use super::exif::Orientation;
@@ -48,6 +49,8 @@ pub struct Workspace {
     turned: Vec<u8>,
     /// For whoever changes a square.
     pub pixels: Vec<u8>,
+    /// For operations that read while they write.
+    pub room: Room,
     /// For whoever reads files into it.
     pub file: Vec<u8>,
 }
@@ -84,12 +87,13 @@ impl Workspace {
         let decoder = Decoder::new(Limits { pixels: MAX_PIXELS, ..Limits::default() })?;
         let resizer = Resizer::new();
         let [decoded, square, turned, pixels, file] = [const { Vec::new() }; 5];
-        Ok(Self { decoder, resizer, decoded, square, turned, pixels, file })
+        let room = Room::default();
+        Ok(Self { decoder, resizer, decoded, square, turned, pixels, room, file })
     }
 
     /// Bytes that its buffers hold.
     pub fn capacity(&self) -> usize {
-        let own = [&self.decoded, &self.square, &self.turned, &self.pixels, &self.file];
+        let own = [&self.decoded, &self.square, &self.turned, &self.pixels, &self.room.0, &self.file];
         own.iter().map(|buffer| buffer.capacity()).sum::<usize>() + self.resizer.size_of_internal_buffers()
     }
 

@@ -4,8 +4,10 @@ use lockstep_proto::draws::Draws;
 use lockstep_proto::ids::Epoch;
 use lockstep_proto::recipe::{self, Decode};
 
+use super::auto;
 use super::colour::Jitter;
 use super::cut;
+use super::erase::Erased;
 use super::error::ImageError;
 use super::normal::Normal;
 use super::render::{Quality, Rendering, Workspace};
@@ -13,6 +15,10 @@ use super::render::{Quality, Rendering, Workspace};
 /// Evaluation decodes at a smaller scale only what would still be reduced by this factor afterwards: results as from all
 /// pixels, in memory that does not grow with the image.
 const EVALUATION_GAP: f64 = 2.0;
+
+/// Branches of an image's draws.
+const AUTO: u64 = 1;
+const ERASE: u64 = 2;
 
 /// What is still to be done to a square of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -47,8 +53,9 @@ impl Transform {
         self.image.eval_side() as usize
     }
 
-    /// Writes an image as side × side × 3 floats: the length of `out` says which side. With draws, in this order: the coin of the flip, those of
-    /// [`Jitter::draw`], those of [`cut::random`]; without, the centre.
+    /// Writes an image as side × side × 3 floats: the length of `out` says which side. With draws, in this order: the coin
+    /// of the flip, those of [`Jitter::draw`], those of [`cut::random`]; and from branches of their own those of
+    /// [`auto::draw`] and [`Erased::draw`]. Without, the centre.
     ///
     /// # Errors
     /// What is wrong with the bytes.
@@ -59,11 +66,14 @@ impl Transform {
         workspace: &mut Workspace,
         out: &mut [f32],
     ) -> Result<(), ImageError> {
-        let mut rgb = std::mem::take(&mut workspace.pixels);
         let side = (out.len() / 3).isqrt();
+        let erased =
+            draws.as_deref().and_then(|draws| Erased::draw(&self.image, side as u32, &mut draws.branch(ERASE)));
+        let mut rgb = std::mem::take(&mut workspace.pixels);
         let result = self.square(bytes, (side as u32, draws), workspace, &mut rgb);
         if let Ok(left) = &result {
             self.normal.write(&rgb, left.light, (side, left.flip), out);
+            erased.iter().for_each(|erased| erased.apply(side, out));
         }
         workspace.pixels = rgb;
         result.map(drop)
@@ -89,6 +99,7 @@ impl Transform {
             rgb.extend_from_slice(workspace.render(bytes, evaluation, centre)?);
             return Ok(Left::default());
         };
+        let operations = auto::draw(image, side as usize, &mut draws.branch(AUTO));
         let flip = draws.coin() && self.flip;
         let jitter = Jitter::draw(image, draws);
         let square = if image.random_crop {
@@ -106,6 +117,22 @@ impl Transform {
         if jitter.is_wanted() {
             jitter.apply(rgb);
         }
-        Ok(Left { flip, light: jitter.light })
+        if operations.is_empty() {
+            return Ok(Left { flip, light: jitter.light });
+        }
+        if flip {
+            rgb.chunks_exact_mut(side as usize * 3).for_each(mirror);
+        }
+        for (operation, magnitude) in operations {
+            operation.apply(magnitude, image.auto_interpolation, rgb, &mut workspace.room);
+        }
+        Ok(Left { flip: false, light: jitter.light })
     }
+}
+
+/// Left and right of a row of RGB pixels change places.
+pub fn mirror(row: &mut [u8]) {
+    let middle = row.len() / 3 / 2 * 3;
+    let (front, back) = row.split_at_mut(middle);
+    front.chunks_exact_mut(3).zip(back.rchunks_exact_mut(3)).for_each(|(a, b)| a.swap_with_slice(b));
 }
