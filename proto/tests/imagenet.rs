@@ -2,7 +2,7 @@
 
 use lockstep_proto::ids::{Epoch, Step};
 use lockstep_proto::plan::Course;
-use lockstep_proto::recipe::{DataKind, Evaluate, Recipe, builtin};
+use lockstep_proto::recipe::{AutoAugment, DataKind, Evaluate, Interpolation, Recipe, builtin};
 
 const IMAGENET: u64 = 1_281_167;
 
@@ -38,6 +38,12 @@ fn recipes_for_imagenet_take_the_steps_and_rates_of_their_sources() {
     assert!(v2.total_steps().abs_diff(600 * 1_251) < 600, "{}", v2.total_steps());
     assert!((0.499..=0.5).contains(&v2.at(Step(5 * 1_251 + 10)).lr));
     assert_eq!((recipe.train.evaluate, recipe.data.image.eval_side()), (Evaluate::Ema, 224));
+    let image = &recipe.data.image;
+    assert_eq!(
+        (image.auto_augment, image.auto_interpolation),
+        (AutoAugment::TrivialAugmentWide, Interpolation::Bilinear)
+    );
+    assert_eq!((image.auto_bins, image.erase, image.erase_scale), (31, 0.1, [0.02, 0.33]));
     let alpha = 2e-5 * 1024.0 * 32.0 / 600.0;
     assert!((recipe.train.ema_decay - (1.0 - alpha)).abs() < 1e-7);
 

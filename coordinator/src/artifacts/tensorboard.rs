@@ -90,6 +90,7 @@ impl EventFile {
             ("speed/data_s", Some(row.times.data)),
             ("speed/compute_s", Some(row.times.compute)),
             ("speed/comm_s", Some(row.times.comm)),
+            ("speed/data_ready", row.ready),
         ];
         self.scalars(row.committed_at, row.step, &scalars)
     }

@@ -7,100 +7,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::{cmyk, jpeg, jpeg_with, png, put, recipe};
+use common::odd::{broken, odd, segment, with_exif};
+use common::{cmyk, jpeg, jpeg_with, put, recipe};
+use lockstep_data::image::{Transform, Workspace};
 use lockstep_data::verify::{Kind, verify};
-use lockstep_data::{Dataset, ImageFolder, Split};
+use lockstep_data::{DataError, Dataset, Delivered, ImageFolder, Loader, Part, Split, Wanted};
 use lockstep_jpeg::{Encoding, Pixels, Subsampling, encode};
 use lockstep_proto::draws::Draws;
-use lockstep_proto::ids::Epoch;
-
-/// Where the segment with this marker begins.
-fn segment(jpeg: &[u8], marker: u8) -> usize {
-    let mut at = 2;
-    while jpeg[at + 1] != marker {
-        at += 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
-    }
-    at
-}
-
-/// A good JPEG with some bytes of its frame header changed: precision at 4, height at 5, width at 7.
-fn frame(change: impl Fn(&mut [u8])) -> Vec<u8> {
-    let mut bytes = jpeg(90, 60);
-    let at = segment(&bytes, 0xc0);
-    change(&mut bytes[at..]);
-    bytes
-}
-
-fn with_exif(number: u8) -> Vec<u8> {
-    let bytes = jpeg(90, 60);
-    let tiff = [b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".as_slice(), &[number, 0, 0]].concat();
-    let length = (tiff.len() as u16 + 2).to_be_bytes();
-    [&bytes[..2], &[0xff, 0xe1], &length, &tiff, &bytes[2..]].concat()
-}
-
-fn broken() -> Vec<(&'static str, Vec<u8>, &'static str)> {
-    let good = jpeg(90, 60);
-    let scan = segment(&good, 0xda);
-    let many = jpeg_with(Subsampling::Quarter, true);
-    let mut ends = good.clone();
-    ends.splice(scan + 60..scan + 60, [0xff, 0xd9]);
-    let tables = [&good[..segment(&good, 0xc0)], &[0xff, 0xd9]].concat();
-    let whole = png(90, 60, png::ColorType::Rgb);
-    let mut flipped = whole.clone();
-    let middle = flipped.len() / 2;
-    flipped[middle] ^= 0x55;
-    vec![
-        ("empty.JPEG", vec![], "an empty file"),
-        ("zeros.JPEG", vec![0; 900], "zeros"),
-        ("text.JPEG", b"nothing to see\n".to_vec(), "text"),
-        ("page.JPEG", b"<!DOCTYPE html><title>403</title>".to_vec(), "a web page"),
-        ("gif.JPEG", b"GIF89a\x01\0\x01\0".to_vec(), "a GIF"),
-        ("webp.JPEG", b"RIFF\x20\0\0\0WEBPVP8 ".to_vec(), "a WebP"),
-        ("bmp.JPEG", b"BM\x40\0\0\0".to_vec(), "a BMP"),
-        ("tiff.JPEG", b"II*\0\x08\0\0\0".to_vec(), "a TIFF"),
-        ("heic.JPEG", b"\0\0\0\x18ftypheic\0\0\0\0".to_vec(), "a HEIC"),
-        ("avif.JPEG", b"\0\0\0\x1cftypavif\0\0\0\0".to_vec(), "an AVIF"),
-        ("pdf.JPEG", b"%PDF-1.4\n".to_vec(), "a PDF"),
-        ("zip.JPEG", b"PK\x03\x04\x14\0".to_vec(), "a zip archive"),
-        ("pointer.JPEG", b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "a pointer of Git LFS"),
-        ("noise.JPEG", vec![3, 1, 4, 1, 5, 9, 2, 6], "bytes of no known kind"),
-        ("start.JPEG", good[..2].to_vec(), "truncated"),
-        ("header.JPEG", good[..scan].to_vec(), "truncated"),
-        ("half.JPEG", good[..scan + (good.len() - scan) / 2].to_vec(), "truncated"),
-        ("almost.JPEG", good[..good.len() - 30].to_vec(), "truncated"),
-        ("passes.JPEG", many[..many.len() * 2 / 3].to_vec(), "truncated"),
-        ("tables.JPEG", tables, "truncated"),
-        ("ends.JPEG", ends, "truncated"),
-        ("twelve.JPEG", frame(|frame| frame[4] = 12), "unsupported"),
-        ("arithmetic.JPEG", frame(|frame| frame[1] = 0xcb), "unsupported"),
-        ("differential.JPEG", frame(|frame| frame[1] = 0xc5), "unsupported"),
-        ("nothing.JPEG", frame(|frame| frame[5..9].fill(0)), "unsupported"),
-        ("huge.JPEG", frame(|frame| frame[5..9].copy_from_slice(&[0xff, 0xdc, 0xff, 0xdc])), "too large"),
-        ("cut.png", whole[..whole.len() / 2].to_vec(), "PNG, "),
-        ("flipped.png", flipped, "PNG, "),
-    ]
-}
-
-fn odd() -> Vec<(&'static str, Vec<u8>, Option<Kind>)> {
-    let mut between = jpeg(90, 60);
-    let quantization = segment(&between, 0xdb);
-    between.splice(quantization..quantization, [0; 9]);
-    vec![
-        ("good.JPEG", jpeg(90, 60), None),
-        ("gray.JPEG", jpeg_with(Subsampling::Gray, false), None),
-        ("progressive.JPEG", jpeg_with(Subsampling::Half, true), None),
-        ("upright.JPEG", with_exif(1), None),
-        ("transparent.png", png(90, 60, png::ColorType::Rgba), None),
-        ("shades.png", png(90, 60, png::ColorType::GrayscaleAlpha), None),
-        ("inks.JPEG", cmyk(), Some(Kind::Cmyk)),
-        ("really_png.JPEG", png(90, 60, png::ColorType::Rgb), Some(Kind::Misnamed)),
-        ("really_jpeg.png", jpeg(90, 60), Some(Kind::Misnamed)),
-        ("turned.JPEG", with_exif(6), Some(Kind::Turned)),
-        ("between.JPEG", between, Some(Kind::Warning)),
-        ("pixel.JPEG", jpeg(1, 1), Some(Kind::Tiny)),
-        ("line.JPEG", jpeg(400, 3), Some(Kind::Tiny)),
-    ]
-}
+use lockstep_proto::exit::ExitCode;
+use lockstep_proto::ids::{Epoch, SampleRange};
+use lockstep_proto::recipe::{BadImage, Recipe};
 
 /// Everything, with what is to be found.
 fn fill(root: &Path) -> BTreeSet<(Kind, String)> {
@@ -214,4 +130,65 @@ fn exif_turns_an_image_only_where_the_recipe_says_so() {
     assert!(left && !right);
     let (.., top, bottom) = look(true);
     assert!(top && !bottom);
+}
+
+#[test]
+fn what_is_said_of_an_image_does_not_depend_on_which_came_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let transform = Transform::new(&recipe(dir.path()).data);
+    let mut out = vec![0.0; 32 * 32 * 3];
+    let mut used = Workspace::new().unwrap();
+    for (name, bytes, _) in broken() {
+        let fresh = transform.apply(&bytes, None, &mut Workspace::new().unwrap(), &mut out).unwrap_err();
+        for before in [jpeg(90, 60), jpeg_with(Subsampling::Quarter, true), cmyk()] {
+            transform.apply(&before, None, &mut used, &mut out).unwrap();
+            assert_eq!(transform.apply(&bytes, None, &mut used, &mut out), Err(fresh.clone()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn with_either_policy_each_broken_image_is_named_and_the_count_is_exact() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes, _) in broken().into_iter().chain(odd().into_iter().map(|(name, bytes, _)| (name, bytes, ""))) {
+        put(dir.path(), &format!("train/a/{name}"), &bytes);
+        put(dir.path(), &format!("val/a/{name}"), &bytes);
+    }
+    let mut recipe = recipe(dir.path());
+    // every row of every image is needed
+    recipe.data.image.resize = 32;
+    recipe.data.image.random_crop = false;
+    let (num, num_broken) = ((broken().len() + odd().len()) as u64, broken().len());
+    let range = SampleRange { start: 0, len: num };
+    let train = |positions| Wanted::Train(Part { epoch: Epoch(2), batch: range, positions });
+    for (wanted, folder) in [(train(range), "train"), (Wanted::Test(range), "val")] {
+        recipe.data.image.bad = BadImage::Skip;
+        let mut rows = Delivered::default();
+        let loader = |recipe: &Recipe| Loader::new(lockstep_data::open(&recipe.data, 0).unwrap(), recipe);
+        loader(&recipe).deliver(wanted, &mut rows).unwrap();
+        assert_eq!((rows.labels.len(), rows.images.len()), (odd().len(), odd().len() * 32 * 32 * 3));
+        assert!(rows.images.iter().all(|value| value.is_finite()));
+        assert_eq!(rows.skipped.len(), num_broken, "{:#?}", rows.skipped);
+        for (name, _, reason) in broken() {
+            let file = format!("{folder}/a/{name}");
+            let skipped = rows.skipped.iter().find(|skipped| skipped.file == file).unwrap();
+            assert!(skipped.reason.contains(reason), "{skipped:?}");
+        }
+
+        recipe.data.image.bad = BadImage::Error;
+        let loader = loader(&recipe);
+        let one = |at: u64| match wanted {
+            Wanted::Train(_) => train(SampleRange { start: at, len: 1 }),
+            Wanted::Test(_) => Wanted::Test(SampleRange { start: at, len: 1 }),
+        };
+        let errors: Vec<_> = (0..num).filter_map(|at| loader.deliver(one(at), &mut rows).err()).collect();
+        assert_eq!(errors.len(), num_broken);
+        assert!(errors.iter().all(|error| error.exit_code() == ExitCode::Data));
+        for (name, _, reason) in broken() {
+            let path = dir.path().join(folder).join("a").join(name);
+            let named = |error: &&DataError| error.to_string().contains(&format!(": {}: ", path.display()));
+            let error = errors.iter().find(named).unwrap();
+            assert!(error.to_string().contains(reason), "{error}");
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! Folders of images that tests draw.
 #![allow(dead_code, clippy::unwrap_used)] // each test file uses its part; a panic is how a test fails
 
+pub mod odd;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
