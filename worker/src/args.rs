@@ -74,8 +74,8 @@ pub struct WorkerArgs {
     /// Where the coordinator listens
     #[arg(long, env = "LOCKSTEP_COORDINATOR", value_name = "URL")]
     pub coordinator: String,
-    /// One replica for each entry: `cpu`, or `cpu,cpu` for two in this process; `host` takes the course of a GPU on CPU
-    /// tensors, for tests
+    /// One replica for each entry: `cpu`, or `cpu,cpu` for two in this process; `cuda:0` for a GPU (one process a GPU), `all`
+    /// where there is one; `host` takes the course of a GPU on CPU tensors, for tests
     #[arg(long, env = "LOCKSTEP_DEVICES", value_name = "LIST", default_value = "cpu", value_delimiter = ',')]
     pub devices: Vec<String>,
     /// Host or address under which other workers reach this one [default: the address that reaches the coordinator]
@@ -84,6 +84,9 @@ pub struct WorkerArgs {
     /// Compute threads of each replica [default: cores ÷ replicas]
     #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// How GPUs are found and used
+    #[command(flatten)]
+    pub cuda: CudaArgs,
     /// NCCL's library, `libnccl.so.2`, or its folder [default: beside this program, with LIBTORCH, with an installed PyTorch,
     /// on the loader's path]
     #[arg(long, env = "LOCKSTEP_NCCL", value_name = "FILE")]
@@ -115,6 +118,28 @@ pub struct WorkerArgs {
     /// End, at once and with 75, when standard input closes: for programs that start this one
     #[arg(long, env = "LOCKSTEP_UNTIL_STDIN_CLOSES", value_parser = clap::builder::FalseyValueParser::new())]
     pub until_stdin_closes: bool,
+}
+
+/// GPUs: their libraries.
+#[derive(Clone, Debug, Default, Args)]
+pub struct CudaArgs {
+    /// The libtorch with CUDA: a folder with `lib/libtorch_cuda.so` [default: LIBTORCH, beside this program, an installed
+    /// PyTorch]
+    #[arg(long, env = "LOCKSTEP_LIBTORCH", value_name = "FOLDER")]
+    pub libtorch: Option<PathBuf>,
+    /// Whether steps run as CUDA graphs, where they can be captured
+    #[arg(long, env = "LOCKSTEP_GRAPHS", value_name = "WHEN", default_value = "auto")]
+    pub graphs: When,
+}
+
+/// `--graphs`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// Where it can be
+    #[default]
+    Auto,
+    /// Never
+    Off,
 }
 
 /// What carries sums between replicas.
@@ -262,6 +287,23 @@ pub struct BenchStepArgs {
     /// Compute threads [default: cores]
     #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// Where it computes: `cpu`, `cuda:0`, or `host`, the course of a GPU on CPU tensors
+    #[arg(long, env = "LOCKSTEP_DEVICE", value_name = "NAME", default_value = "cpu")]
+    pub device: String,
+    /// How GPUs are found and used
+    #[command(flatten)]
+    pub cuda: CudaArgs,
+}
+
+impl BenchStepArgs {
+    /// The device, checked.
+    ///
+    /// # Errors
+    /// Not a device (64), or no GPU (78).
+    pub fn device(&self) -> Result<String, Exit> {
+        let mut named = devices(std::slice::from_ref(&self.device))?;
+        Ok(named.remove(0))
+    }
 }
 
 /// `--precision`
@@ -362,22 +404,57 @@ fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
         if name == "cpu" || name == "host" {
             devices.push(name.to_owned());
         } else if name == "all" || name == "cuda" || name.starts_with("cuda:") {
-            let reason = if gpu::num_visible() > 0 {
-                "this build has no CUDA support yet; use --devices cpu"
-            } else {
-                "no GPU is visible to this process; ask the launcher for one (Slurm: --gpus-per-node; Kubernetes: limits \
-                 of nvidia.com/gpu; docker: --gpus all), or use --devices cpu"
-            };
-            return Err(Exit::new(ExitCode::Config, format!("--devices {name}: {reason}")));
+            devices.push(gpu_named(name, gpu::num_visible())?);
         } else {
-            let reason = format!("--devices: {name:?} is no device; expected cpu, or a list such as cpu,cpu");
+            let reason = format!("--devices: {name:?} is no device; expected cpu, a list such as cpu,cpu, or cuda:0");
             return Err(Exit::new(ExitCode::Usage, reason));
         }
+    }
+    if devices.len() > 1 && devices[0].starts_with("cuda:") {
+        let reason = "--devices: one process a GPU: start a worker for each, as `lockstep train --devices all` does";
+        return Err(Exit::new(ExitCode::Usage, reason));
     }
     if devices.iter().any(|name| *name != devices[0]) {
         return Err(Exit::new(ExitCode::Usage, "--devices: the replicas of a process are of one kind"));
     }
     Ok(devices)
+}
+
+/// A GPU by its full name, `cuda:0`.
+fn gpu_named(name: &str, num_visible: usize) -> Result<String, Exit> {
+    let refuse = |reason: &str| Err(Exit::new(ExitCode::Config, format!("--devices {name}: {reason}")));
+    let ordinal = match name {
+        "cuda" => 0,
+        "all" if num_visible > 1 => {
+            return refuse("a worker has one GPU: start one for each, as `lockstep train --devices all` does");
+        }
+        "all" => 0,
+        _ => match name["cuda:".len()..].parse::<usize>() {
+            Ok(ordinal) => ordinal,
+            Err(_) => return Err(Exit::new(ExitCode::Usage, format!("--devices: {name:?}: expected cuda:0"))),
+        },
+    };
+    if num_visible == 0 {
+        return refuse(&no_gpu());
+    }
+    if ordinal >= num_visible {
+        return refuse(&format!("this process sees {num_visible} GPUs: cuda:0 to cuda:{}", num_visible - 1));
+    }
+    Ok(format!("cuda:{ordinal}"))
+}
+
+/// Why there is none, as far as can be told, and what to do.
+fn no_gpu() -> String {
+    let driver = match (Libraries { nccl: None, driver: None }).open_driver() {
+        Ok(driver) => format!("{driver:?}"),
+        Err(lockstep_nccl::NcclError::NoDriver { cause }) => cause,
+        Err(other) => other.to_string(),
+    };
+    format!(
+        "no GPU is visible to this process ({driver}); install NVIDIA's driver, or ask the launcher for one (Slurm: \
+         --gpus-per-node; Kubernetes: limits of nvidia.com/gpu; docker: --gpus all); `lockstep doctor` tells what else is \
+         missing; or use --devices cpu"
+    )
 }
 
 fn default_id() -> String {
@@ -453,6 +530,12 @@ mod tests {
                 exit.reason.starts_with(&format!("--devices {name}: ")) && exit.reason.ends_with("use --devices cpu")
             );
         }
+        assert_eq!(gpu_named("cuda", 2).unwrap(), "cuda:0");
+        assert_eq!(gpu_named("all", 1).unwrap(), "cuda:0");
+        assert_eq!(gpu_named("cuda:1", 2).unwrap(), "cuda:1");
+        assert!(gpu_named("cuda:2", 2).unwrap_err().reason.ends_with("cuda:0 to cuda:1"));
+        assert!(gpu_named("all", 2).unwrap_err().reason.contains("a worker has one GPU"));
+        assert_eq!(gpu_named("cuda:x", 2).unwrap_err().code, ExitCode::Usage);
         assert_eq!(worker(&["--devices", "tpu"]).validate().unwrap_err().code, ExitCode::Usage);
         assert_eq!(worker(&["--threads", "0"]).validate().unwrap_err().code, ExitCode::Usage);
     }

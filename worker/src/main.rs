@@ -56,7 +56,7 @@ fn trace(filter: &str) -> Result<(), Exit> {
 /// Joins a run; lives until it is over.
 fn work(args: &WorkerArgs) -> Result<(), Exit> {
     let config = args.validate()?;
-    let workshop = Replicas::new(&config.devices, args.threads());
+    let workshop = Replicas::new(&config.devices[0], args.threads(), &args.cuda)?;
     let internal = |error: std::io::Error| Exit::new(ExitCode::Software, format!("cannot start: {error}"));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(internal)?;

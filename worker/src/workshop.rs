@@ -1,29 +1,42 @@
 //! What computes in the product: replicas on CPUs or on devices.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use lockstep_cuda::{CudaError, Device};
 use lockstep_data::Dataset;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::message::DataIdentity;
-use lockstep_proto::recipe::Recipe;
+use lockstep_proto::recipe::{Recipe, Reduction};
 
+use crate::args::{CudaArgs, When};
 use crate::compute::{Compute, ComputeError};
-use crate::device::{DeviceTrainer, HostGpu};
+use crate::device::{CudaGpu, DeviceTrainer, HostGpu, Options};
 use crate::exit::Exit;
 use crate::session::Workshop;
 use crate::trainer;
 
+/// How long work of one GPU alone may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Where the replicas of a process compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Place {
     /// Chunks side by side on CPU threads.
     Cpu,
     /// As on a device, on CPU tensors.
     Host,
+    /// On a GPU.
+    Cuda {
+        /// Of those that this process sees.
+        ordinal: u32,
+        /// Its libraries.
+        args: CudaArgs,
+    },
 }
 
 /// Makes replicas.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Replicas {
     /// Where they compute.
     pub place: Place,
@@ -32,10 +45,23 @@ pub struct Replicas {
 }
 
 impl Replicas {
-    /// For the devices of a process, which are of one kind.
-    pub fn new(devices: &[String], threads: usize) -> Self {
-        let place = if devices.iter().any(|name| name == "host") { Place::Host } else { Place::Cpu };
-        Self { place, threads }
+    /// For a process with one replica, or several on CPUs. Opens what a GPU needs, before anything is asked of one.
+    ///
+    /// # Errors
+    /// A library of CUDA is missing, or another one (78).
+    pub fn new(device: &str, threads: usize, args: &CudaArgs) -> Result<Self, Exit> {
+        let place = match device.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()) {
+            Some(ordinal) => {
+                lockstep_cuda::open(args.libtorch.as_deref()).map_err(|error| {
+                    let reason = format!("--devices {device}: {error}; `lockstep doctor` tells what else is missing");
+                    Exit::new(error.exit_code(), reason)
+                })?;
+                Place::Cuda { ordinal, args: args.clone() }
+            }
+            None if device == "host" => Place::Host,
+            None => Place::Cpu,
+        };
+        Ok(Self { place, threads })
     }
 }
 
@@ -53,7 +79,7 @@ impl Workshop for Replicas {
     }
 
     fn build(&self, recipe: &Recipe, data: Self::Data) -> Result<Box<dyn Compute>, ComputeError> {
-        match self.place {
+        match &self.place {
             Place::Cpu => {
                 let replica = trainer::cpu(recipe, data, self.threads)?;
                 Ok(replica)
@@ -62,6 +88,17 @@ impl Workshop for Replicas {
                 // One thread computes: what libtorch does within an operation is nobody's order then.
                 lockstep_torch::set_threads(1).map_err(trainer::torch)?;
                 let gpu = HostGpu::new().map_err(trainer::torch)?;
+                Ok(Box::new(DeviceTrainer::new(recipe, data, Box::new(gpu), self.threads)?))
+            }
+            Place::Cuda { ordinal, args } => {
+                let lost = |error: CudaError| ComputeError::fatal(error.exit_code(), format!("cuda:{ordinal}: {error}"));
+                let device = Device::new(*ordinal, args.libtorch.as_deref(), None).map_err(lost)?;
+                let options = Options {
+                    deterministic: recipe.train.reduction == Reduction::Canonical,
+                    graphs: args.graphs == When::Auto,
+                    patience: PATIENCE,
+                };
+                let gpu = CudaGpu::new(device, options)?;
                 Ok(Box::new(DeviceTrainer::new(recipe, data, Box::new(gpu), self.threads)?))
             }
         }

@@ -67,6 +67,10 @@ functions! { CudaFunctions {
     version = "cuDriverGetVersion" (*mut c_int) -> CudaResult;
     device_count = "cuDeviceGetCount" (*mut c_int) -> CudaResult;
     device = "cuDeviceGet" (*mut c_int, c_int) -> CudaResult;
+    device_name = "cuDeviceGetName" (*mut c_char, c_int, c_int) -> CudaResult;
+    device_memory = "cuDeviceTotalMem_v2" (*mut usize, c_int) -> CudaResult;
+    device_attribute = "cuDeviceGetAttribute" (*mut c_int, c_int, c_int) -> CudaResult;
+    can_access = "cuDeviceCanAccessPeer" (*mut c_int, c_int, c_int) -> CudaResult;
     context_retain = "cuDevicePrimaryCtxRetain" (*mut RawContext, c_int) -> CudaResult;
     context_release = "cuDevicePrimaryCtxRelease_v2" (c_int) -> CudaResult;
     context_set = "cuCtxSetCurrent" (RawContext) -> CudaResult;
@@ -175,6 +179,22 @@ impl Nccl {
     }
 }
 
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR`
+const CAPABILITY_MAJOR: c_int = 75;
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR`
+const CAPABILITY_MINOR: c_int = 76;
+
+/// A device, as the driver describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Such as `NVIDIA H100 80GB HBM3`.
+    pub name: String,
+    /// Bytes.
+    pub memory: u64,
+    /// Compute capability, major and minor.
+    pub capability: (i32, i32),
+}
+
 /// The CUDA driver, opened and initialised.
 pub struct Driver {
     pub(crate) functions: CudaFunctions,
@@ -226,6 +246,46 @@ impl Driver {
     /// Devices that this process sees.
     pub fn num_devices(&self) -> u32 {
         self.num_devices
+    }
+
+    /// What it says of a device.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn describe(&self, ordinal: u32) -> Result<About, NcclError> {
+        let (mut name, mut memory, mut capability) = ([0 as c_char; 256], 0, (0, 0));
+        let device = self.device(ordinal)?;
+        let functions = &self.functions;
+        // SAFETY: each writes its place; the name is cut at 255 bytes and ends with zero.
+        let name = unsafe {
+            self.check("cuDeviceGetName", (functions.device_name)(name.as_mut_ptr(), 255, device))?;
+            self.check("cuDeviceTotalMem", (functions.device_memory)(&mut memory, device))?;
+            let major = (functions.device_attribute)(&mut capability.0, CAPABILITY_MAJOR, device);
+            self.check("cuDeviceGetAttribute", major)?;
+            let minor = (functions.device_attribute)(&mut capability.1, CAPABILITY_MINOR, device);
+            self.check("cuDeviceGetAttribute", minor)?;
+            text(name.as_ptr())
+        };
+        Ok(About { name, memory: memory as u64, capability })
+    }
+
+    /// Whether the first device can read and write the second one's memory.
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn can_access(&self, from: u32, to: u32) -> Result<bool, NcclError> {
+        let (from, to, mut can) = (self.device(from)?, self.device(to)?, 0);
+        // SAFETY: writes one int.
+        self.check("cuDeviceCanAccessPeer", unsafe { (self.functions.can_access)(&mut can, from, to) })?;
+        Ok(can != 0)
+    }
+
+    fn device(&self, ordinal: u32) -> Result<c_int, NcclError> {
+        let mut device = 0;
+        let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+        // SAFETY: writes one int.
+        self.check("cuDeviceGet", unsafe { (self.functions.device)(&mut device, ordinal) })?;
+        Ok(device)
     }
 
     pub(crate) fn check(&self, call: &'static str, code: CudaResult) -> Result<(), NcclError> {

@@ -32,13 +32,20 @@ pub fn candidates(explicit: Option<&Path>) -> Vec<Candidate> {
         explicit: explicit.map(Path::to_path_buf),
         libtorch: variable("LIBTORCH"),
         executable: std::env::current_exe().ok(),
-        prefixes: ["VIRTUAL_ENV", "CONDA_PREFIX"]
-            .into_iter()
-            .filter_map(variable)
-            .chain(["/usr/local", "/usr"].map(PathBuf::from))
-            .collect(),
+        prefixes: prefixes(),
     };
     search(&surroundings)
+}
+
+/// Prefixes of Python installations: the active environment's first.
+fn prefixes() -> Vec<PathBuf> {
+    let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).filter(|v| !v.is_empty());
+    active.map(PathBuf::from).chain(["/usr/local", "/usr"].map(PathBuf::from)).collect()
+}
+
+/// Folders of installed Python packages, in which a PyTorch may be: the active environment's first, newest Python first.
+pub fn installed_packages() -> Vec<PathBuf> {
+    prefixes().iter().flat_map(|prefix| site_packages(prefix)).collect()
 }
 
 pub(crate) fn search(surroundings: &Surroundings) -> Vec<Candidate> {

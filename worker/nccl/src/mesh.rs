@@ -325,6 +325,24 @@ impl NcclMesh {
         self.core.wait(op.lane, &|| op.to_string(), || event.is_reached())
     }
 
+    /// The same for work of several operations, named for people.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_for(&self, lane: Lane, what: &str, event: &Event) -> Result<(), CollectiveError> {
+        self.core.wait(lane, &|| what.to_owned(), || event.is_reached())
+    }
+
+    /// Waits for the end of the communicators after [`abort`](lockstep_collective::Collective::abort) began it, when no
+    /// graph holds them any more. Does nothing while they are open.
+    ///
+    /// # Errors
+    /// They have not ended in time, or badly.
+    pub fn join_abort(&self, within: Duration) -> Result<(), NcclError> {
+        let comms = self.core.comms().clone();
+        comms.iter().try_for_each(|comm| comm.join(within))
+    }
+
     /// The device.
     pub fn runtime(&self) -> &Arc<Runtime> {
         &self.core.runtime

@@ -16,8 +16,8 @@ use super::median;
 use crate::args::{BenchStepArgs, cores};
 use crate::exit::Exit;
 use crate::isa;
-use crate::trainer;
-use crate::workshop::open_data;
+use crate::session::Workshop as _;
+use crate::workshop::{Replicas, open_data};
 
 /// Measures and prints one JSON line.
 ///
@@ -37,13 +37,14 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
         return Err(Exit::new(ExitCode::Usage, "--steps 0: nothing to measure"));
     }
     recipe.check().map_err(wrong)?;
+    let device = args.device()?;
     let isa = isa::best()?;
     lockstep_torch::limit_isa(isa).map_err(|error| Exit::new(ExitCode::Config, error.to_string()))?;
 
     let threads = args.threads.unwrap_or_else(cores).max(1);
     let data = open_data(&recipe)?;
     let course = Course::new(&recipe, data.identity().num_train);
-    let mut replica = trainer::cpu(&recipe, data, threads).map_err(Exit::from)?;
+    let mut replica = Replicas::new(&device, threads, &args.cuda)?.build(&recipe, data).map_err(Exit::from)?;
     replica.initialise();
     replica.set_id(Some(StateId { lineage: Lineage(1), generation: Generation(1), step: Step(0) }));
     replica.join(Arc::new(Solo::new()));
@@ -68,6 +69,7 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
     let line = json!({
         "bench": "step",
         "recipe": recipe.name,
+        "device": device,
         "batch": recipe.train.batch,
         "precision": recipe.train.precision,
         "batch_norm": recipe.train.batch_norm,

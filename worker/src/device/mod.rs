@@ -22,6 +22,7 @@
 mod ballot;
 mod body;
 mod captures;
+mod cuda;
 mod gpu;
 mod host;
 mod pending;
@@ -29,6 +30,7 @@ mod refusal;
 mod stepper;
 mod trainer;
 
+pub use cuda::{CudaGpu, Options};
 pub use gpu::{Event, Gpu, GpuError, Graph, Place, Stream, Work};
 pub use host::HostGpu;
 pub use trainer::DeviceTrainer;

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/version.h>
 
 #include <cstdint>
 #include <string>
@@ -104,6 +105,16 @@ int ls_as_seen_by(const Tensor *pinned, int64_t index, Tensor **out) {
                           .make_tensor());
   });
 }
+
+// The tensor's memory is used on `stream` too: it is not given to others before what is enqueued there has happened.
+int ls_record_stream(const Tensor *tensor, const c10::Stream *stream) {
+  return guarded([&] {
+    c10::impl::VirtualGuardImpl impl(c10::DeviceType::CUDA);
+    impl.recordDataPtrOnStream(tensor->storage().data_ptr(), *stream);
+  });
+}
+
+const char *ls_torch_version() { return TORCH_VERSION; }
 
 int ls_tf32(int on) {
   return guarded([&] {

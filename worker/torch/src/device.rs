@@ -15,7 +15,7 @@ use crate::TorchError;
 pub const LIBRARY: &str = "libtorch_cuda.so";
 
 mod sys {
-    use std::ffi::{c_int, c_void};
+    use std::ffi::{c_char, c_int, c_void};
 
     use torch_sys::C_tensor;
 
@@ -41,6 +41,8 @@ mod sys {
         pub fn ls_event_reached(event: *const Event, reached: *mut c_int) -> c_int;
         pub fn ls_memory(tensor: *const C_tensor, address: *mut u64, bytes: *mut u64) -> c_int;
         pub fn ls_as_seen_by(pinned: *const C_tensor, index: i64, out: *mut *mut C_tensor) -> c_int;
+        pub fn ls_record_stream(tensor: *const C_tensor, stream: *const Stream) -> c_int;
+        pub fn ls_torch_version() -> *const c_char;
         pub fn ls_tf32(on: c_int) -> c_int;
         pub fn ls_deterministic(on: c_int) -> c_int;
     }
@@ -93,6 +95,16 @@ impl Stream {
     pub fn enter(&self) -> Result<(), TorchError> {
         // SAFETY: the stream is alive.
         TorchError::check(unsafe { sys::ls_stream_use(self.0) })
+    }
+
+    /// Says that `tensor`, which another stream may have made, is used here: its memory is not given to others before what
+    /// is enqueued here now has happened.
+    ///
+    /// # Errors
+    /// Not memory of this device.
+    pub fn uses(&self, tensor: &Tensor) -> Result<(), TorchError> {
+        // SAFETY: both are alive.
+        TorchError::check(unsafe { sys::ls_record_stream(tensor.as_ptr(), self.0) })
     }
 
     /// The driver's handle of it.
@@ -202,6 +214,12 @@ pub fn as_seen_by(pinned: &Tensor, index: usize) -> Result<Tensor, TorchError> {
     TorchError::check(unsafe { sys::ls_as_seen_by(pinned.as_ptr(), index as i64, &mut out) })?;
     // SAFETY: the call succeeded and stored a new tensor.
     Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// The version of libtorch that this executable was built for, such as `2.11.0`.
+pub fn version() -> String {
+    // SAFETY: a constant string.
+    unsafe { std::ffi::CStr::from_ptr(sys::ls_torch_version()) }.to_string_lossy().into_owned()
 }
 
 /// Whether fp32 products and convolutions may round their factors to TF32.

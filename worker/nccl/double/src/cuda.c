@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -93,6 +94,17 @@ EXPORT int cuGetErrorString(int code, const char **text) {
 EXPORT int cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
 EXPORT int cuDeviceGetCount(int *count) { *count = 8; return SUCCESS; }
 EXPORT int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal < 8 ? SUCCESS : 101; }
+EXPORT int cuDeviceGetName(char *name, int len, int device) {
+  if (device < 0 || device >= 8) return 101;
+  return snprintf(name, (size_t)len, "double %d", device) > 0 ? SUCCESS : INVALID_VALUE;
+}
+EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = (size_t)1 << 34; return SUCCESS; }
+EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  (void)device;
+  *value = attribute == 75 ? 9 : 0;
+  return SUCCESS;
+}
+EXPORT int cuDeviceCanAccessPeer(int *can, int from, int to) { *can = from / 4 == to / 4; return SUCCESS; }
 EXPORT int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(uintptr_t)(device + 1); return SUCCESS; }
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device) { (void)device; return SUCCESS; }
 EXPORT int cuCtxSetCurrent(void *context) { return context ? SUCCESS : INVALID_VALUE; }
