@@ -4,7 +4,7 @@ use std::process::Command;
 
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::gpu;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::exec;
 use crate::failure::Failure;
@@ -33,8 +33,39 @@ struct Findings {
     place: Option<String>,
     worker: Option<String>,
     worker_version: Option<String>,
+    /// What the worker finds for GPUs.
+    cuda: Option<Cuda>,
     warnings: Vec<String>,
     problem: Option<String>,
+}
+
+/// What `lockstep-worker doctor` prints.
+#[derive(Deserialize, Serialize)]
+struct Cuda {
+    libtorch: String,
+    libtorch_cuda: Part,
+    driver: Part,
+    nccl: Part,
+    graphs: Part,
+    devices: Vec<Device>,
+    /// Pairs that cannot read each other's memory.
+    far: Vec<(u32, u32)>,
+}
+
+/// One thing that is needed.
+#[derive(Deserialize, Serialize)]
+struct Part {
+    ok: bool,
+    says: String,
+}
+
+/// A GPU.
+#[derive(Deserialize, Serialize)]
+struct Device {
+    name: String,
+    model: String,
+    capability: String,
+    memory: u64,
 }
 
 /// Looks around and prints what it sees.
@@ -51,6 +82,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         place: None,
         worker: None,
         worker_version: None,
+        cuda: None,
         warnings: Vec::new(),
         problem: None,
     };
@@ -75,6 +107,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             match Command::new(&path).arg("--version").output() {
                 Ok(output) if output.status.success() => {
                     found.worker_version = Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+                    let output = Command::new(&path).args(["--log", "error", "doctor"]).output();
+                    found.cuda = output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok());
                 }
                 Ok(output) => {
                     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -111,8 +145,38 @@ fn print(found: &Findings) {
     if let Some(version) = &found.worker_version {
         output::line(format!("it says          {version}"));
     }
+    if let Some(cuda) = &found.cuda {
+        print_cuda(cuda);
+    }
     for warning in &found.warnings {
         output::line(format!("warning: {warning}"));
+    }
+}
+
+/// For training on GPUs: each part, or what lacks and what helps.
+fn print_cuda(cuda: &Cuda) {
+    output::line(format!("libtorch         {}", cuda.libtorch));
+    let parts = [
+        ("its CUDA half    ", &cuda.libtorch_cuda),
+        ("CUDA driver      ", &cuda.driver),
+        ("NCCL             ", &cuda.nccl),
+        ("CUDA graphs      ", &cuda.graphs),
+    ];
+    for (name, part) in parts {
+        output::line(format!("{name}{}{}", if part.ok { "" } else { "none: " }, part.says));
+    }
+    for device in &cuda.devices {
+        let Device { name, model, capability, memory } = device;
+        output::line(format!("{name:<17}{model}, compute capability {capability}, {} GiB", memory >> 30));
+    }
+    if let Some((a, b)) = cuda.far.first() {
+        output::line(format!(
+            "peers            cuda:{a} and cuda:{b} (of {} such pairs) reach each other through the host only: sums are \
+             slower; look at `nvidia-smi topo -m`",
+            cuda.far.len()
+        ));
+    } else if cuda.devices.len() > 1 {
+        output::line("peers            all devices reach each other directly");
     }
 }
 

@@ -66,6 +66,22 @@ pub enum Command {
     /// Measure this machine; prints JSON lines
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// What there is for GPUs and what is missing, as one JSON object: `lockstep doctor` shows it
+    Doctor(DoctorArgs),
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// How GPUs are found and used
+    #[command(flatten)]
+    pub cuda: CudaArgs,
+    /// NCCL's library, `libnccl.so.2`, or its folder
+    #[arg(long, env = "LOCKSTEP_NCCL", value_name = "FILE")]
+    pub nccl: Option<PathBuf>,
+    /// A seam for tests: another CUDA driver than the system's `libcuda.so.1`
+    #[arg(long, env = "LOCKSTEP_CUDA_DRIVER", value_name = "FILE", hide = true)]
+    pub cuda_driver: Option<PathBuf>,
 }
 
 /// `worker`

@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 
 use clap::Parser as _;
 use lockstep_proto::exit::ExitCode;
-use lockstep_worker::args::{Arguments, BenchCommand, Command, WorkerArgs};
+use lockstep_worker::args::{Arguments, BenchCommand, Command, DoctorArgs, WorkerArgs};
 use lockstep_worker::exit::Exit;
 use lockstep_worker::session::{self, Session};
 use lockstep_worker::workshop::Replicas;
@@ -27,6 +27,7 @@ fn main() -> std::process::ExitCode {
         Command::Eval(args) => evaluate_cmd::run(args),
         Command::Export(args) => export::run(args),
         Command::DryRun(args) => dry_run::run(args),
+        Command::Doctor(args) => doctor(args),
         Command::Bench(BenchCommand::Step(args)) => bench::step::run(args),
         Command::Bench(BenchCommand::Allreduce(args)) => bench::allreduce::run(args),
         Command::Bench(BenchCommand::Loader(args)) => bench::loader::run(args),
@@ -50,6 +51,14 @@ fn trace(filter: &str) -> Result<(), Exit> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    Ok(())
+}
+
+/// Prints what there is for GPUs.
+fn doctor(args: &DoctorArgs) -> Result<(), Exit> {
+    let report = lockstep_cuda::report(args.cuda.libtorch.as_deref(), args.nccl.clone(), args.cuda_driver.clone());
+    let text = serde_json::to_string(&report);
+    println!("{}", text.map_err(|error| Exit::new(ExitCode::Software, error.to_string()))?);
     Ok(())
 }
 

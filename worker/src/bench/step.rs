@@ -13,6 +13,7 @@ use lockstep_proto::split::num_chunks;
 use serde_json::json;
 
 use super::median;
+use crate::compute::StepOutcome;
 use crate::args::{BenchStepArgs, cores};
 use crate::exit::Exit;
 use crate::isa;
@@ -49,22 +50,34 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
     replica.set_id(Some(StateId { lineage: Lineage(1), generation: Generation(1), step: Step(0) }));
     replica.join(Arc::new(Solo::new()));
 
-    let (mut seconds, mut rates, mut times) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
-    for step in (1..=args.warm_up + args.steps).map(Step) {
+    let plan = |step: Step| {
         let at = course.at(step);
         let shard = num_chunks(at.batch.len, recipe.train.chunk);
-        let plan = StepPlan { step, epoch: at.epoch, lr: at.lr, batch: at.batch, shards: vec![shard] };
-        let start = Instant::now();
-        let outcome = replica.step(Generation(1), &plan).map_err(Exit::from)?;
-        let elapsed = start.elapsed().as_secs_f64();
-        if step.0 > args.warm_up {
+        StepPlan { step, epoch: at.epoch, lr: at.lr, batch: at.batch, shards: vec![shard] }
+    };
+    for step in (1..=args.warm_up).map(Step) {
+        replica.step(Generation(1), &plan(step)).map_err(Exit::from)?;
+    }
+    // As in a run: on a device, outcomes come while the next step is enqueued.
+    let mut last = Instant::now();
+    let (mut seconds, mut rates, mut times) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
+    let mut note = |known: Vec<(Step, StepOutcome)>| {
+        let elapsed = last.elapsed().as_secs_f64() / known.len().max(1) as f64;
+        for (_, outcome) in known {
+            last = Instant::now();
             seconds.push(elapsed);
             rates.push(outcome.samples as f64 / elapsed);
             for (all, one) in times.iter_mut().zip([outcome.times.data, outcome.times.compute, outcome.times.comm]) {
                 all.push(one);
             }
         }
+    };
+    let began = Instant::now();
+    for step in (1..=args.steps).map(|step| Step(args.warm_up + step)) {
+        note(replica.advance(Generation(1), &plan(step)).map_err(Exit::from)?);
     }
+    note(replica.settle().map_err(Exit::from)?);
+    let elapsed = began.elapsed().as_secs_f64();
     let [data_s, compute_s, comm_s] = times.map(median);
     let line = json!({
         "bench": "step",
@@ -80,6 +93,7 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
         "steps": args.steps,
         "seconds": median(seconds),
         "images_per_s": median(rates),
+        "elapsed": elapsed,
         "data_s": data_s,
         "compute_s": compute_s,
         "comm_s": comm_s,
