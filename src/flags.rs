@@ -28,6 +28,15 @@ impl RecipeArgs {
         };
         Ok(Recipe::load(name, &self.sets)?)
     }
+
+    /// The same for workers on these devices: on GPUs sums are in no promised order, unless the recipe says so.
+    pub fn load_for(&self, devices: &str, otherwise: Option<&str>) -> Result<Recipe, Failure> {
+        let is_gpu = devices.trim().starts_with("cuda") || devices.trim() == "all";
+        let Some(name) = self.recipe.as_deref().or(otherwise).filter(|_| is_gpu) else {
+            return self.load(otherwise);
+        };
+        Ok(Recipe::load_over(&["train.reduction=fast".to_owned()], name, &self.sets)?)
+    }
 }
 
 /// Certificates for TLS between the coordinator and its callers.
@@ -60,5 +69,27 @@ pub fn list_recipes(json: bool) {
         } else {
             output::line(format!("{:width$}  {}", recipe.name, recipe.summary));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::recipe::Reduction;
+
+    use super::*;
+
+    #[test]
+    fn on_gpus_sums_are_fast_unless_the_recipe_says_how() {
+        let with = |sets: &[&str]| RecipeArgs {
+            recipe: Some("demo".into()),
+            sets: sets.iter().map(|set| (*set).to_owned()).collect(),
+        };
+        let reduction = |args: RecipeArgs, devices| args.load_for(devices, None).unwrap().train.reduction;
+        for devices in ["cuda", "cuda:0", "cuda:0,cuda:1", "all"] {
+            assert_eq!(reduction(with(&[]), devices), Reduction::Fast, "{devices}");
+        }
+        assert_eq!(reduction(with(&["train.reduction=canonical"]), "cuda:0"), Reduction::Canonical);
+        assert_eq!(reduction(with(&[]), "cpu"), Reduction::Canonical);
+        assert_eq!(reduction(with(&[]), "host"), Reduction::Canonical);
     }
 }

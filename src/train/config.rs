@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_coordinator::{Bound, Coordinator, CoordinatorConfig, CoordinatorError, run_dir};
 use lockstep_proto::exit::ExitCode;
+use lockstep_proto::gpu;
 use lockstep_proto::wire::TlsFiles;
 
 use super::Args;
@@ -19,11 +20,10 @@ pub struct Config {
     pub coordinator: CoordinatorConfig,
     pub json: bool,
     pub until_stdin_closes: bool,
-    /// Worker processes of this machine.
-    pub num_workers: usize,
-    /// Their executable.
+    /// Executable of the worker processes of this machine.
     pub program: PathBuf,
-    pub devices: String,
+    /// The devices of each of them.
+    pub devices: Vec<String>,
     /// Compute threads of each replica.
     pub threads: u32,
 }
@@ -39,10 +39,10 @@ impl Args {
 
 impl Config {
     pub fn new(args: Args, place: &Place) -> Result<Self, Failure> {
-        let mut recipe = args.recipe.load(args.kept().as_deref())?;
-        let num_workers = args.workers.unwrap_or(1);
-        let devices = devices(&args.devices, place);
-        let replicas = num_workers.saturating_mul(devices.split(',').count() as u32);
+        let mut recipe = args.recipe.load_for(&args.devices, args.kept().as_deref())?;
+        let devices = spread(&devices(&args.devices, place), args.workers, gpu::num_visible())?;
+        let num_workers = devices.len() as u32;
+        let replicas: u32 = devices.iter().map(|devices| devices.split(',').count() as u32).sum();
         if u64::from(replicas) > recipe.train.batch {
             let reason = format!(
                 "{replicas} replicas are more than the {} samples of a batch: fewer --workers or --devices, or a larger \
@@ -84,7 +84,6 @@ impl Config {
             coordinator,
             json: args.json,
             until_stdin_closes: args.until_stdin_closes,
-            num_workers: num_workers as usize,
             program,
             devices,
             threads: args.threads.unwrap_or((num_cores / replicas).max(1)),
@@ -99,6 +98,34 @@ pub fn devices(asked: &str, place: &Place) -> String {
         "cuda" if place.is_shared() => format!("cuda:{}", place.local_task),
         "cpu" => vec!["cpu"; place.processes as usize].join(","),
         other => other.to_owned(),
+    }
+}
+
+/// The devices of each worker process: GPUs one a process, unless one is shared on purpose.
+///
+/// # Errors
+/// Numbers that do not fit (64).
+pub fn spread(devices: &str, workers: Option<u32>, num_gpus: usize) -> Result<Vec<String>, Failure> {
+    let names: Vec<String> = match devices.trim() {
+        // Where there is none, the worker tells why.
+        "all" => (0..num_gpus.max(1)).map(|ordinal| format!("cuda:{ordinal}")).collect(),
+        list => list.split(',').map(|name| name.trim().to_owned()).collect(),
+    };
+    let is_gpu = |name: &String| name.starts_with("cuda");
+    let asked = workers.map_or(1, |workers| workers as usize);
+    if !names.iter().all(is_gpu) {
+        return Ok(vec![devices.to_owned(); asked]);
+    }
+    match (workers, names.len()) {
+        (Some(_), 1) => Ok(vec![names[0].clone(); asked]),
+        (Some(_), count) if asked != count => {
+            let reason = format!(
+                "--workers {asked} and {count} GPUs: each GPU has a process of its own; leave --workers out, or name as \
+                 many devices"
+            );
+            Err(Failure::new(ExitCode::Usage, reason))
+        }
+        _ => Ok(names),
     }
 }
 
@@ -119,4 +146,21 @@ pub async fn bind(config: CoordinatorConfig, place: &Place) -> Result<Bound, Coo
 /// 244 random bits.
 fn new_token() -> String {
     [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].map(|uuid| uuid.simple().to_string()).concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_gpu_has_a_process_and_cpus_have_what_was_asked_for() {
+        let spread = |devices, workers, gpus| spread(devices, workers, gpus).map_err(|failure| failure.reason);
+        assert_eq!(spread("cpu", None, 0).unwrap(), ["cpu"]);
+        assert_eq!(spread("cpu,cpu", Some(2), 4).unwrap(), ["cpu,cpu", "cpu,cpu"]);
+        assert_eq!(spread("all", None, 3).unwrap(), ["cuda:0", "cuda:1", "cuda:2"]);
+        assert_eq!(spread("all", None, 0).unwrap(), ["cuda:0"], "the worker tells why there is none");
+        assert_eq!(spread("cuda:1, cuda:3", Some(2), 4).unwrap(), ["cuda:1", "cuda:3"]);
+        assert_eq!(spread("cuda:0", Some(2), 1).unwrap(), ["cuda:0", "cuda:0"], "shared on purpose");
+        assert!(spread("all", Some(2), 4).unwrap_err().contains("--workers 2 and 4 GPUs"));
+    }
 }

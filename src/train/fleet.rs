@@ -28,12 +28,22 @@ const UNTOLD: Duration = Duration::from_secs(1);
 pub struct Spec {
     /// The executable.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Its arguments, but for the devices.
     pub args: Vec<OsString>,
+    /// The devices of each.
+    pub devices: Vec<String>,
     /// Folder of `worker-<i>.log`.
     pub logs: PathBuf,
     /// What they show the coordinator.
     pub token: Option<String>,
+}
+
+impl Spec {
+    /// Whether another worker has the same GPU.
+    fn shares_gpu(&self, slot: usize) -> bool {
+        let own = &self.devices[slot];
+        own.starts_with("cuda") && self.devices.iter().filter(|devices| *devices == own).count() > 1
+    }
 }
 
 /// A worker that ended.
@@ -60,12 +70,13 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts `count` workers.
+    /// Starts the workers.
     ///
     /// # Errors
     /// When one cannot be started (78) or its log not be written (73).
-    pub fn start(spec: Spec, count: usize) -> Result<Self, Failure> {
+    pub fn start(spec: Spec) -> Result<Self, Failure> {
         fs::create_dir_all(&spec.logs).map_err(|error| Failure::unwritable(&spec.logs, error))?;
+        let count = spec.devices.len();
         let mut fleet = Self { spec, waits: JoinSet::new(), leave: watch::Sender::new(false) };
         for slot in 0..count {
             fleet.spawn(slot, Duration::ZERO)?;
@@ -84,9 +95,15 @@ impl Fleet {
             .and_then(|log| log.try_clone().map(|second| (log, second)))
             .map_err(|error| Failure::unwritable(&path, error))?;
         let mut command = Command::new(&self.spec.program);
-        command.args(&self.spec.args).stdin(Stdio::piped()).stdout(second).stderr(log);
+        command.args(&self.spec.args).arg("--devices").arg(&self.spec.devices[slot]).stdin(Stdio::piped()).stdout(second).stderr(log);
         // Set before libtorch loads: a chunk is computed with one intra-op thread.
         command.env("OMP_NUM_THREADS", "1");
+        if self.spec.shares_gpu(slot) {
+            // NCCL refuses two ranks of one host on one GPU: each says that it is a host of its own, and they talk over
+            // loopback. For trying things out, not for speed.
+            command.env("NCCL_HOSTID", format!("lockstep-{slot}"));
+            command.envs([("NCCL_SOCKET_IFNAME", "lo"), ("NCCL_IB_DISABLE", "1"), ("NCCL_MNNVL_ENABLE", "0")]);
+        }
         if let Some(token) = &self.spec.token {
             command.env(TOKEN, token);
         }

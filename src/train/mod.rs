@@ -65,7 +65,7 @@ pub struct Args {
     /// Number of worker processes on this machine alone [default: 1, or as srun, torchrun, Kubeflow … say].
     #[arg(long, value_name = "N", env = "LOCKSTEP_WORKERS", value_parser = clap::value_parser!(u32).range(1..))]
     workers: Option<u32>,
-    /// Replicas of each worker, one entry each: `cpu,cpu` is two.
+    /// Replicas of each worker, one entry each: `cpu,cpu` is two; GPUs have a process each: `cuda:0,cuda:1`, or `all`.
     #[arg(long, value_name = "LIST", env = "LOCKSTEP_DEVICES", default_value = "cpu")]
     devices: String,
     /// Compute threads of each replica [default: cores ÷ replicas].
@@ -120,7 +120,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
     place.announce();
     if place.is_shared() && place.task > 0 {
         // What is wrong with it is wrong for all: no task waits for one that cannot begin.
-        args.recipe.load(args.kept().as_deref())?;
+        args.recipe.load_for(&args.devices, args.kept().as_deref())?;
         return Err(launch::join(&place, vec!["--devices".into(), config::devices(&args.devices, &place).into()]));
     }
     host(args, &place)
@@ -190,12 +190,12 @@ impl Run {
             _ => None,
         };
         let threads = config.threads.to_string();
-        let args = ["worker", "--coordinator", &url, "--devices", &config.devices, "--threads", &threads, ORPHANS_END];
-        let args = args.map(OsString::from).to_vec();
-        let spec = Spec { program: config.program, args, logs: run_dir.join("logs"), token };
+        let args = ["worker", "--coordinator", &url, "--threads", &threads, ORPHANS_END].map(OsString::from).to_vec();
+        let (program, devices, logs) = (config.program, config.devices, run_dir.join("logs"));
+        let spec = Spec { program, args, devices, logs, token };
         let (shutdown, asked) = oneshot::channel();
         let mut run = Run {
-            fleet: Fleet::start(spec, config.num_workers)?,
+            fleet: Fleet::start(spec)?,
             replacement: Replacement::default(),
             progress: Progress::new(config.json, every_s),
             status: Status::default(),

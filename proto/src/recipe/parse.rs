@@ -20,7 +20,7 @@ impl Recipe {
     /// # Errors
     /// Anything but an I/O error.
     pub fn from_toml(text: &str, source: &str) -> Result<Self, RecipeError> {
-        Self::build(text, source, &[])
+        Self::build(text, source, (&[], &[]))
     }
 
     /// The same, then applies `--set a.b=c` in order.
@@ -28,7 +28,7 @@ impl Recipe {
     /// # Errors
     /// Anything but an I/O error.
     pub fn with_sets(text: &str, source: &str, sets: &[String]) -> Result<Self, RecipeError> {
-        Self::build(text, source, sets)
+        Self::build(text, source, (&[], sets))
     }
 
     /// Reads a built-in recipe or a file, then applies `--set a.b=c` in order. A value is TOML; one that is not is a
@@ -37,12 +37,20 @@ impl Recipe {
     /// # Errors
     /// An unknown name (64), a missing file (66), or anything wrong with the recipe (64).
     pub fn load(name_or_path: &str, sets: &[String]) -> Result<Self, RecipeError> {
+        Self::load_over(&[], name_or_path, sets)
+    }
+
+    /// The same, where `defaults`, written as `a.b=c`, stand in for keys that nobody sets.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_over(defaults: &[String], name_or_path: &str, sets: &[String]) -> Result<Self, RecipeError> {
         if let Some(found) = builtin().iter().find(|builtin| builtin.name == name_or_path) {
-            return Self::build(found.toml, found.name, sets);
+            return Self::build(found.toml, found.name, (defaults, sets));
         }
         let path = Path::new(name_or_path);
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::build(&text, name_or_path, sets),
+            Ok(text) => Self::build(&text, name_or_path, (defaults, sets)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(not_found(name_or_path)),
             Err(error) => Err(RecipeError::Unreadable { path: path.to_owned(), error }),
         }
@@ -54,8 +62,13 @@ impl Recipe {
         toml::to_string(self).unwrap_or_default()
     }
 
-    fn build(text: &str, source: &str, sets: &[String]) -> Result<Self, RecipeError> {
-        let mut settings = file_settings(text, source)?;
+    fn build(
+        text: &str,
+        source: &str,
+        (defaults, sets): (&[String], &[String]),
+    ) -> Result<Self, RecipeError> {
+        let mut settings = defaults.iter().map(|set| parse_set(set)).collect::<Result<Vec<_>, _>>()?;
+        settings.extend(file_settings(text, source)?);
         for set in sets {
             settings.push(parse_set(set)?);
         }
