@@ -146,6 +146,9 @@ pub struct CudaArgs {
     /// Whether steps run as CUDA graphs, where they can be captured
     #[arg(long, env = "LOCKSTEP_GRAPHS", value_name = "WHEN", default_value = "auto")]
     pub graphs: When,
+    /// Whether BatchNorm is done by Lockstep's own kernels, where they are measured to be faster than libtorch's operations
+    #[arg(long, env = "LOCKSTEP_KERNELS", value_name = "WHEN", default_value = "auto")]
+    pub kernels: When,
 }
 
 /// `--graphs`

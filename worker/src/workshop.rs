@@ -7,7 +7,8 @@ use lockstep_cuda::{CudaError, Device};
 use lockstep_data::Dataset;
 use lockstep_proto::exit::ExitCode;
 use lockstep_proto::message::DataIdentity;
-use lockstep_proto::recipe::{Recipe, Reduction};
+use lockstep_proto::recipe::{Precision, Recipe, Reduction};
+use tch::Kind;
 
 use crate::args::{CudaArgs, When};
 use crate::compute::{Compute, ComputeError};
@@ -96,6 +97,8 @@ impl Workshop for Replicas {
                 let options = Options {
                     deterministic: recipe.train.reduction == Reduction::Canonical,
                     graphs: args.graphs == When::Auto,
+                    kernels: args.kernels == When::Auto && recipe.train.precision != Precision::Fp64,
+                    kind: if recipe.train.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float },
                     patience: PATIENCE,
                 };
                 let gpu = CudaGpu::new(device, options)?;

@@ -7,8 +7,8 @@
 //!        ▲
 //!        └── .libtorch (link)
 //! ```
-//! The wheel is the CUDA build; only what a CPU needs is taken out of it, and two small CUDA libraries that
-//! `libtorch_cpu.so` is linked against.
+//! The wheel is the CUDA build; only what a CPU needs is taken out of it, two small CUDA libraries that `libtorch_cpu.so` is
+//! linked against, and CUDA's headers, for what `worker/cuda` compiles and opens on machines that have a GPU.
 
 use std::fs::{self, File};
 use std::io;
@@ -33,7 +33,7 @@ struct Wheel {
     members: &'static [(&'static str, &'static str)],
 }
 
-const WHEELS: [Wheel; 3] = [
+const WHEELS: [Wheel; 4] = [
     Wheel {
         requirement: "torch==2.11.0",
         prefix: "torch-2.11.0-cp311-",
@@ -49,7 +49,16 @@ const WHEELS: [Wheel; 3] = [
         requirement: "nvidia-cuda-runtime==13.0.96",
         prefix: "nvidia_cuda_runtime-13.0.96-",
         sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
-        members: &[("nvidia/cu13/lib/libcudart.so.13", "lib/libcudart.so.13")],
+        members: &[
+            ("nvidia/cu13/lib/libcudart.so.13", "lib/libcudart.so.13"),
+            ("nvidia/cu13/include/", "cuda/include/"),
+        ],
+    },
+    Wheel {
+        requirement: "nvidia-cuda-crt==13.0.88",
+        prefix: "nvidia_cuda_crt-13.0.88-",
+        sha256: "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
+        members: &[("nvidia/cu13/include/crt/", "cuda/include/crt/")],
     },
     Wheel {
         requirement: "nvidia-cuda-cupti==13.0.85",
@@ -62,7 +71,14 @@ const WHEELS: [Wheel; 3] = [
 /// What any libtorch must have for the build.
 const ESSENTIAL: [&str; 4] = ["build-version", "lib/libtorch_cpu.so", "lib/libc10.so", "include/torch/script.h"];
 /// What ours has besides.
-const OURS: [&str; 4] = ["lib/libtorch.so", "lib/libgomp.so.1", "lib/libcudart.so.13", "lib/libcupti.so.13"];
+const OURS: [&str; 6] = [
+    "lib/libtorch.so",
+    "lib/libgomp.so.1",
+    "lib/libcudart.so.13",
+    "lib/libcupti.so.13",
+    "cuda/include/cuda_runtime_api.h",
+    "cuda/include/crt/host_defines.h",
+];
 
 /// Makes sure that the build finds a libtorch; silent when it already does.
 ///
@@ -76,7 +92,7 @@ pub fn provide(system: &System) -> Result<()> {
             format!("LIBTORCH={}: unset it to have libtorch {VERSION} fetched, or let it name one", own.display())
         });
     }
-    let complete = [ESSENTIAL, OURS].concat();
+    let complete: Vec<&str> = ESSENTIAL.iter().chain(&OURS).copied().collect();
     if check(&link, &complete).is_ok() {
         return Ok(());
     }
@@ -165,7 +181,7 @@ fn fetch_into(system: &System, work: &Path) -> Result<PathBuf> {
 
 fn publish(unpacked: &Path, cached: &Path) -> Result<()> {
     if cached.exists() {
-        let complete = [ESSENTIAL, OURS].concat();
+        let complete: Vec<&str> = ESSENTIAL.iter().chain(&OURS).copied().collect();
         if check(cached, &complete).is_ok() {
             return Ok(()); // another checkout was first
         }

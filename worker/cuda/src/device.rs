@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lockstep_collective::{CollectiveError, Op};
+use lockstep_kernels::{KernelError, Launch, Module, Nvrtc, folders_beside};
 use lockstep_nccl::{Context, DataType, DevicePtr, Driver, Event, NcclMesh, Stream as Driven};
 use lockstep_torch::device::{self, Stream};
 use lockstep_torch::TorchError;
 use tch::{Kind, Tensor};
 
-use crate::{CudaError, Graphs, open};
+use crate::{CudaError, Fused, Graphs, Launcher, open};
 
 /// A device with the two streams of a step.
 pub struct Device {
@@ -45,12 +46,50 @@ impl Device {
         self.ordinal
     }
 
+    /// BatchNorm's kernels for this device, for work on the compute stream. Compiled the first time, which takes seconds,
+    /// and kept in the folder `cache`.
+    ///
+    /// # Errors
+    /// NVRTC is missing, or the device is older than the kernels.
+    pub fn kernels(&self, cache: Option<&Path>) -> Result<Fused, CudaError> {
+        self.context.enter()?;
+        let driver = lockstep_kernels::Driver::open()?;
+        let folder = open(None)?.folder;
+        let nvrtc = Nvrtc::find(&folders_beside(&folder))?;
+        let module = Module::load(&driver, &nvrtc, cache)?;
+        // SAFETY: of the primary context, and it lives as long as the process.
+        let stream = unsafe { lockstep_kernels::Stream::from_raw(self.compute.torch.handle()?) };
+        let place = tch::Device::Cuda(self.ordinal as usize);
+        Ok(Fused::new(Arc::new(OnCompute { module, stream, place }))?)
+    }
+
     /// A point in no stream yet.
     ///
     /// # Errors
     /// The device refuses.
     pub fn mark(&self) -> Result<Event, CudaError> {
         Ok(Event::new(&self.context)?)
+    }
+}
+
+/// Kernels on a device's compute stream.
+struct OnCompute {
+    module: Module,
+    stream: lockstep_kernels::Stream,
+    place: tch::Device,
+}
+
+impl Launcher for OnCompute {
+    fn device(&self) -> lockstep_kernels::Device {
+        *self.module.device()
+    }
+
+    fn place(&self) -> tch::Device {
+        self.place
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<(), KernelError> {
+        self.module.launch(launch, self.stream)
     }
 }
 

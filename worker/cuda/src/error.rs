@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use lockstep_kernels::KernelError;
 use lockstep_nccl::NcclError;
 use lockstep_proto::exit::ExitCode;
 use lockstep_torch::TorchError;
@@ -39,9 +40,18 @@ pub enum CudaError {
     /// The driver, or NCCL.
     #[error(transparent)]
     Driver(#[from] NcclError),
+    /// Our kernels, or their compiler.
+    #[error("{0}")]
+    Kernels(String),
     /// libtorch.
     #[error(transparent)]
     Torch(#[from] TorchError),
+}
+
+impl From<KernelError> for CudaError {
+    fn from(error: KernelError) -> Self {
+        Self::Kernels(error.to_string())
+    }
 }
 
 impl CudaError {

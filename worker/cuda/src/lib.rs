@@ -5,6 +5,7 @@
 //!           │
 //!         Device     the primary context, which all three use
 //!         Queue      one stream: libtorch enqueues on it, NCCL sums tensors on it, the driver marks points of it
+//!         Fused      BatchNorm on tensors by lockstep-kernels
 //!         Graphs     CUDA graphs of what libtorch and NCCL enqueue; a library that the executable carries
 //! report             what is here and what is missing, for `lockstep doctor`
 //! ```
@@ -16,6 +17,7 @@
 mod device;
 mod error;
 mod find;
+mod fused;
 mod graph;
 mod library;
 mod report;
@@ -23,6 +25,7 @@ mod report;
 pub use device::{Device, Queue};
 pub use error::CudaError;
 pub use find::candidates;
+pub use fused::{Fused, Launcher, Saved};
 pub use graph::{Graph, Graphs, Usage};
 pub use library::{Found, open};
 pub use lockstep_nccl::Event as Mark;

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_collective::{Collective, CollectiveError, Lane, Layout, Op, Solo};
-use lockstep_cuda::{CudaError, Device, Graph as Captured, Mark, Queue};
+use lockstep_cuda::{CudaError, Device, Fused, Graph as Captured, Mark, Queue};
 use lockstep_nccl::NcclMesh;
 use lockstep_proto::ids::Rank;
 use lockstep_torch::{Element, TorchError, copy_later, read, write};
 use tch::{Kind, Tensor};
 
 use super::gpu::{Event, Gpu, GpuError, Graph, Place, Stream, Work};
+use super::trial;
 
 /// Points in streams that are remembered: far more than two steps have.
 const MARKS: usize = 8192;
@@ -26,6 +27,10 @@ pub struct Options {
     pub deterministic: bool,
     /// Capture steps as CUDA graphs where they can be.
     pub graphs: bool,
+    /// Use our kernels where they are faster; with `deterministic` wherever they are there, since all ranks must decide alike.
+    pub kernels: bool,
+    /// Number type of activations.
+    pub kind: Kind,
     /// How long work of this rank alone may take.
     pub patience: Duration,
 }
@@ -47,6 +52,7 @@ pub struct CudaGpu {
     uploads: Vec<(Tensor, Mark)>,
     graphs: BTreeMap<u64, Captured>,
     num_graphs: u64,
+    fused: Option<Fused>,
 }
 
 impl CudaGpu {
@@ -61,7 +67,9 @@ impl CudaGpu {
         let ones = Tensor::f_ones([1], (Kind::Double, tch::Device::Cpu)).map_err(TorchError::from)?;
         let sound = ones.f_pin_memory(tch::Device::Cuda(ordinal)).map_err(TorchError::from)?;
         let soundness = lockstep_torch::device::as_seen_by(&sound, ordinal)?;
+        let fused = if options.kernels { trial::fused(&device, options) } else { None };
         Ok(Self {
+            fused,
             device,
             options,
             collective: Arc::new(Solo::new()),
@@ -274,6 +282,10 @@ impl Gpu for CudaGpu {
         let mut out = vec![0.0; room.numel()];
         read(room, &mut out)?;
         Ok(out)
+    }
+
+    fn fused(&self) -> Option<Fused> {
+        self.fused.clone()
     }
 
     fn soundness(&self) -> Tensor {

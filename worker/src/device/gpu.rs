@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_collective::{Collective, CollectiveError, Layout, Op};
+use lockstep_cuda::Fused;
 use lockstep_proto::ids::Rank;
 use lockstep_torch::TorchError;
 use tch::{Device, Kind, Tensor};
@@ -161,6 +162,11 @@ pub trait Gpu: Send {
     /// # Errors
     /// A collective that failed or came to no end, with its culprit; the device is lost.
     fn fetch(&mut self, event: Event, place: Place, room: &Tensor) -> Result<Vec<f64>, GpuError>;
+
+    /// Kernels of ours that the device has, and is to use.
+    fn fused(&self) -> Option<Fused> {
+        None
+    }
 
     /// One where this rank is sound, zero once it is poisoned (f64, 1 number, on the device).
     fn soundness(&self) -> Tensor;

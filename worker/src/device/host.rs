@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_collective::{Collective, Layout, Op, Solo};
+use lockstep_cuda::Fused;
 use lockstep_proto::ids::Rank;
 use lockstep_torch::{TorchError, read, write};
 use tch::{Device, Kind, Tensor};
@@ -15,6 +16,7 @@ use super::gpu::{Event, Gpu, GpuError, Graph, Place, Stream, Work};
 pub struct HostGpu {
     collective: Arc<dyn Collective>,
     soundness: Tensor,
+    fused: Option<Fused>,
     events: u64,
 }
 
@@ -25,7 +27,12 @@ impl HostGpu {
     /// What libtorch says.
     pub fn new() -> Result<Self, TorchError> {
         let soundness = Tensor::f_ones([1], (Kind::Double, Device::Cpu))?;
-        Ok(Self { collective: Arc::new(Solo::new()), soundness, events: 0 })
+        Ok(Self { collective: Arc::new(Solo::new()), soundness, fused: None, events: 0 })
+    }
+
+    /// With kernels that run on the host.
+    pub fn with_kernels(self, fused: Fused) -> Self {
+        Self { fused: Some(fused), ..self }
     }
 }
 
@@ -105,6 +112,10 @@ impl Gpu for HostGpu {
 
     fn fetch(&mut self, _: Event, _: Place, room: &Tensor) -> Result<Vec<f64>, GpuError> {
         Ok(numbers(room)?)
+    }
+
+    fn fused(&self) -> Option<Fused> {
+        self.fused.clone()
     }
 
     fn soundness(&self) -> Tensor {

@@ -10,6 +10,7 @@
 //!   gpu       the trait: streams, events, graphs, one communicator, poison
 //!     host      everything at once, on CPU tensors: the same course of a step without a GPU
 //!     cuda      the real one
+//!     trial     which way to do BatchNorm is faster here
 //! ```
 //! A failed collective may leave junk that completes as if nothing had happened, and its successors are queued already.
 //! So nothing here believes that an operation succeeded because it ended: weights, momentum and running statistics are
@@ -29,6 +30,7 @@ mod pending;
 mod refusal;
 mod stepper;
 mod trainer;
+mod trial;
 
 pub use cuda::{CudaGpu, Options};
 pub use gpu::{Event, Gpu, GpuError, Graph, Place, Stream, Work};

@@ -4,6 +4,7 @@
 
 #[path = "../mesh/mod.rs"]
 mod mesh;
+mod kernels;
 mod recorder;
 
 use std::sync::atomic::{AtomicU32, Ordering};

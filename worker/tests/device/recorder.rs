@@ -211,6 +211,10 @@ impl Gpu for Recorder {
         self.inner.fetch(event, place, room)
     }
 
+    fn fused(&self) -> Option<lockstep_cuda::Fused> {
+        self.inner.fused()
+    }
+
     fn soundness(&self) -> Tensor {
         self.inner.soundness()
     }

@@ -1,7 +1,7 @@
 //! Backward: every tape back through every segment; a bucket goes on its way when its last gradient is finished.
 
 use lockstep_collective::{Lane, Op as Operation};
-use lockstep_torch::{TorchError, composed};
+use lockstep_torch::TorchError;
 use tch::Tensor;
 
 use super::{Body, Frame, Layer, copied};
@@ -90,11 +90,11 @@ impl Body {
             return Ok(());
         };
         let layer = &layers[norm.0];
-        let coefficients =
-            layer[tape.min(layer.len() - 1)].backward(&self.vector(self.program.norms[norm.0].gamma)?, sums)?;
+        let statistics = &layer[tape.min(layer.len() - 1)];
+        let gamma = self.vector(self.program.norms[norm.0].gamma)?;
         let tape = &mut self.tapes[tape];
         let gated = tape.take(y)?.remove(0);
-        let dx = composed::gradient(&gated.tensor, tape.value(x)?, &coefficients)?;
+        let dx = self.norms.gradient((&gated.tensor, tape.value(x)?), sums, (&gamma, statistics))?;
         if let Some(add) = add {
             tape.give(add, gated.tensor, false)?;
         }
@@ -109,16 +109,15 @@ impl Body {
         let statistics = &layer[tape.min(layer.len() - 1)];
         let mut list = self.tapes[tape].take(y)?;
         let (first, second) = (list.remove(0), list.pop());
-        let gated = composed::gate(
-            (&first.tensor, second.as_ref().map(|g| &g.tensor)),
-            (self.tapes[tape].value(y)?, act),
-            (self.tapes[tape].value(x)?, &statistics.rounded),
-            &mut message,
-        )?;
+        let on = &self.tapes[tape];
+        let arriving = (&first.tensor, second.as_ref().map(|g| &g.tensor));
+        let gated =
+            self.norms.gate(arriving, (on.value(y)?, act), (on.value(x)?, statistics), &mut message)?;
         self.tapes[tape].give(y, gated, true)?;
-        let [d_gamma, d_beta] = statistics.parameter_gradients(&message)?;
-        self.put_gradient(tape, of.gamma, &d_gamma)?;
-        self.put_gradient(tape, of.beta, &d_beta)?;
+        let of_leaf = |id| view_of(&self.leaves[tape], &self.program, &self.layout, id);
+        let (mut d_gamma, mut d_beta) = (of_leaf(of.gamma)?, of_leaf(of.beta)?);
+        let gamma = self.vector(of.gamma)?;
+        self.norms.parameter_gradients(&message, (&gamma, statistics), [&mut d_gamma, &mut d_beta])?;
         Ok(message)
     }
 

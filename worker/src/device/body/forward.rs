@@ -1,10 +1,11 @@
 //! Forward to the loss: every tape through every segment; between two segments the statistics of a norm meet.
 
 use lockstep_collective::{Lane, Op as Operation};
-use lockstep_torch::{TorchError, composed};
+use lockstep_torch::TorchError;
 use tch::{Kind, Tensor};
 
 use super::loss::cross_entropy;
+use super::norm::Sums;
 use super::{Body, Frame, LOSS, Layer};
 use crate::device::gpu::{Gpu, GpuError, Place, Stream, Work};
 use crate::program::{Op, ParamId, Slot};
@@ -36,7 +37,7 @@ impl Body {
                     }
                     if let Some(Op::Norm { x, norm, .. }) = segment.meets.map(|op| &self.program.ops[op]) {
                         let mut message = self.numbers(2 * self.program.norms[norm.0].channels)?;
-                        composed::stats(self.tapes[i].value(*x)?, &mut message)?;
+                        self.norms.stats(self.tapes[i].value(*x)?, &mut message)?;
                         messages.push(message);
                     }
                 }
@@ -58,20 +59,20 @@ impl Body {
         messages: Vec<Tensor>,
     ) -> Result<Layer, GpuError> {
         let Op::Norm { x, norm, .. } = self.program.ops[op] else { return Ok(Vec::new()) };
-        let (pixels, eps) = (self.pixels(frame, x), self.recipe.model.bn_eps);
-        let master = self.state.master.kind();
+        let pixels = self.pixels(frame, x);
+        let of = |body: &Self, sums: &Tensor, samples: u64| {
+            body.affine(norm.0, |affine| body.norms.statistics(&Sums { sums, samples, pixels }, affine))
+        };
         if !self.is_global() {
-            let of =
-                |message: &Tensor, len: u64| composed::Statistics::from_sums(message, len as f64 * pixels, eps, master);
             let lens = self.lens(frame);
-            return Ok(messages.iter().zip(lens).map(|(m, len)| of(m, len)).collect::<Result<_, TorchError>>()?);
+            let each = messages.iter().zip(lens).map(|(message, len)| of(self, message, len));
+            return Ok(each.collect::<Result<_, TorchError>>()?);
         }
         let sums = self.sum(gpu, frame, ("statistics of norm layer", norm.0), messages)?;
-        let count = frame.batch as f64 * pixels;
         let mut layer = Vec::new();
         let work = Work { name: "statistics", reads: &[Place::Message], writes: &[Place::Message] };
         gpu.run(Stream::Compute, work, &mut || {
-            layer = vec![composed::Statistics::from_sums(&sums, count, eps, master)?];
+            layer = vec![of(self, &sums, frame.batch)?];
             Ok(())
         })?;
         Ok(layer)
@@ -126,9 +127,9 @@ impl Body {
         Ok(Tensor::f_zeros([len as i64], (Kind::Double, self.control.device()))?)
     }
 
-    pub(super) fn pixels(&self, frame: &Frame, x: Slot) -> f64 {
+    pub(super) fn pixels(&self, frame: &Frame, x: Slot) -> u64 {
         let stride = self.program.stride_of(x) as usize;
-        (frame.image.0.div_ceil(stride) * frame.image.1.div_ceil(stride)) as f64
+        (frame.image.0.div_ceil(stride) * frame.image.1.div_ceil(stride)) as u64
     }
 
     pub(super) fn vector(&self, id: ParamId) -> Result<Tensor, TorchError> {
@@ -138,12 +139,10 @@ impl Body {
     pub(super) fn apply(&mut self, tape: usize, op: usize, layer: &Layer) -> Result<(), TorchError> {
         let Op::Norm { x, y, add, act, norm } = self.program.ops[op].clone() else { return Ok(()) };
         let statistics = &layer[tape.min(layer.len() - 1)];
-        let of = &self.program.norms[norm.0];
-        let coefficients = statistics.forward(&self.vector(of.gamma)?, &self.vector(of.beta)?)?;
-        let tape = &mut self.tapes[tape];
-        let add = add.map(|slot| tape.value(slot)).transpose()?;
-        let out = composed::apply(tape.value(x)?, add, act, &coefficients)?;
-        tape.put(y, out);
+        let on = &self.tapes[tape];
+        let values = (on.value(x)?, add.map(|slot| on.value(slot)).transpose()?);
+        let out = self.affine(norm.0, |affine| self.norms.apply(values, act, statistics, affine))?;
+        self.tapes[tape].put(y, out);
         Ok(())
     }
 

@@ -9,6 +9,7 @@
 mod backward;
 mod forward;
 mod loss;
+pub mod norm;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use crate::program::{FlatLayout, Op, Param, ParamId, Program, Segment, Slot};
 use crate::shard::Shard;
 use crate::state::{State, view_of};
 use loss::cross_entropy;
+use norm::{Affine, Norms, Statistics};
 
 /// Numbers of a step that come from the host, by their place in `control`.
 pub mod control {
@@ -88,6 +90,7 @@ pub struct Body {
     segments: Vec<Segment>,
     slices: Vec<Slice>,
     optimizer: Optimizer,
+    norms: Norms,
     kind: Kind,
     /// What convolutions see.
     rounded: Tensor,
@@ -118,7 +121,7 @@ pub struct Frame {
 }
 
 /// Statistics of one layer between forward and backward, one a tape, or one for all.
-type Layer = Vec<composed::Statistics>;
+type Layer = Vec<Statistics>;
 
 impl Body {
     /// Zeros for a recipe, where `gpu` has its tensors.
@@ -158,6 +161,7 @@ impl Body {
             segments: program.segments(),
             slices: slices(&program, &layout, |_| true, target.max(1)),
             optimizer: Optimizer::new(&recipe.optim, &layout),
+            norms: Norms::new(gpu.fused(), kind),
             recipe: recipe.clone(),
             kind,
             rounded,
@@ -250,7 +254,8 @@ impl Body {
                 let channels = program.norms[norm.0].channels as i64;
                 let of = |skip: i64| running.f_narrow(0, at + skip * channels, channels);
                 let (eps, master) = (self.recipe.model.bn_eps, self.state.master.kind());
-                let layer = vec![composed::Statistics::fixed(of(0)?, of(1)?, eps, master)?];
+                let fixed = composed::Statistics::fixed(of(0)?, of(1)?, eps, master)?;
+                let layer = vec![Statistics::Composed(fixed)];
                 at += 2 * channels;
                 self.apply(0, index, &layer)?;
             }
@@ -289,6 +294,17 @@ impl Body {
             view_of(flat, &self.program, &self.layout, ParamId(i))
         };
         self.program.params.iter().enumerate().map(view).collect()
+    }
+
+    /// γ and β of a norm.
+    pub(super) fn affine<T>(
+        &self,
+        norm: usize,
+        f: impl FnOnce(&Affine<'_>) -> Result<T, TorchError>,
+    ) -> Result<T, TorchError> {
+        let of = &self.program.norms[norm];
+        let (gamma, beta) = (self.vector(of.gamma)?, self.vector(of.beta)?);
+        f(&Affine { gamma: &gamma, beta: &beta, eps: self.recipe.model.bn_eps })
     }
 
     pub(super) fn is_ordered(&self) -> bool {

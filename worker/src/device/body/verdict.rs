@@ -21,12 +21,8 @@ impl Body {
         layers: &[Layer],
     ) -> Result<(), GpuError> {
         let flat = |i: usize| -> Result<Tensor, TorchError> {
-            let mut parts = Vec::new();
-            for layer in layers {
-                let statistics = &layer[i.min(layer.len() - 1)];
-                parts.extend([statistics.mean.shallow_clone(), statistics.unbiased()?]);
-            }
-            Ok(Tensor::f_cat(&parts, 0)?)
+            let taken = layers.iter().map(|layer| layer[i.min(layer.len() - 1)].taken());
+            Ok(Tensor::f_cat(&taken.collect::<Result<Vec<_>, TorchError>>()?, 0)?)
         };
         let work = Work { name: "batch statistics", reads: &[Place::Message], writes: &[Place::Taken] };
         if layers.is_empty() {
