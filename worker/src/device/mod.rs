@@ -20,6 +20,7 @@
 //! May never: wait for the device between the first and the last operation of a step; report a step before
 //! `applied` names it.
 
+mod average;
 mod ballot;
 mod body;
 mod captures;

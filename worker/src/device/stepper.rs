@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_collective::{Lane, Op as Operation};
-use lockstep_data::{DataError, Loader};
+use lockstep_data::{Delivered, Loader, Part, Partner, Wanted};
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
 use lockstep_proto::message::StepPlan;
-use lockstep_proto::recipe::{Recipe, Reduction};
+use lockstep_proto::recipe::{Evaluate, Recipe, Reduction};
 use lockstep_proto::split;
 use lockstep_torch::TorchError;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-use super::ballot;
-use super::body::{Body, Frame, control};
+use super::{average, ballot};
+use super::body::{Body, Frame, TARGET, control};
 use super::captures::{Captures, Mode, Shape};
 use super::gpu::{Event, Gpu, GpuError, Place, Stream, Work};
 use super::pending::{DEPTH, Enqueue, Pending, gpu_error};
@@ -31,7 +31,7 @@ const EVAL_BATCH: u64 = 512;
 /// Where a batch waits on the host until the device has copied it.
 struct Staging {
     images: Tensor,
-    labels: Tensor,
+    targets: Tensor,
 }
 
 /// Everything but the state's copy on the host.
@@ -45,8 +45,8 @@ pub struct Stepper {
     recipe: Recipe,
     /// Loads: everything else belongs to the thread that owns the device's streams.
     pool: ThreadPool,
-    /// By samples of a batch: rings, so that a batch is not overwritten while it is copied.
-    stagings: BTreeMap<u64, Vec<Staging>>,
+    /// By samples and size of a batch: rings, so that a batch is not overwritten while it is copied.
+    stagings: BTreeMap<[i64; 4], Vec<Staging>>,
     /// Counts batches.
     loaded: usize,
     shard: Option<Shard>,
@@ -55,8 +55,17 @@ pub struct Stepper {
 /// Samples that are loaded together, and where they go.
 #[derive(Clone, Copy)]
 enum Source {
-    Train(Epoch),
+    /// Of which epoch, and of which global batch.
+    Train(Epoch, SampleRange),
     Test,
+}
+
+/// Class, the class of the rest, and the first one's share, sample by sample.
+fn targets(rows: &Delivered) -> Vec<f64> {
+    let own = rows.labels.iter().map(|label| Partner { label: *label, keep: 1.0 });
+    let partners: Vec<Partner> = if rows.partners.is_empty() { own.collect() } else { rows.partners.clone() };
+    let target = |(label, partner): (&i64, &Partner)| [*label as f64, partner.label as f64, partner.keep];
+    rows.labels.iter().zip(&partners).flat_map(target).collect()
 }
 
 impl Stepper {
@@ -97,7 +106,7 @@ impl Stepper {
         }
         let frame = self.frame(plan);
         let ranges = self.ranges(&frame.shard);
-        let (digest, data) = self.load(Source::Train(plan.epoch), &ranges)?;
+        let (digest, data) = self.load(Source::Train(plan.epoch, plan.batch), &ranges)?;
         self.enqueue(generation, plan, (&frame, digest)).map_err(gpu_error)?;
         let done = self.outcome().map_err(gpu_error)?;
         self.pending.push(Enqueue { plan, generation, began, data }, done);
@@ -147,52 +156,54 @@ impl Stepper {
 
     fn load_one(&mut self, source: Source, tape: usize, range: SampleRange) -> Result<u64, StepError> {
         let shape = match source {
-            Source::Train(epoch) => self.loader.dataset().train_shape(epoch),
+            Source::Train(epoch, _) => self.loader.dataset().train_shape(epoch),
             Source::Test => self.loader.dataset().test_shape(),
         };
-        let values: usize = shape.iter().product();
-        let mut images = vec![0.0_f32; range.len as usize * values];
-        let mut labels = vec![0_i64; range.len as usize];
-        let piece = range.len.div_ceil(self.pool.current_num_threads() as u64).max(1) as usize;
+        let piece = range.len.div_ceil(self.pool.current_num_threads() as u64).max(1);
+        let starts: Vec<u64> = (range.start..range.end()).step_by(piece as usize).collect();
+        let mut pieces: Vec<Delivered> = starts.iter().map(|_| Delivered::default()).collect();
         let loader = &self.loader;
-        let digests = images.par_chunks_mut((piece * values).max(1)).zip(labels.par_chunks_mut(piece)).enumerate();
-        let load = digests.map(|(i, (images, labels))| {
-            let part = SampleRange { start: range.start + (i * piece) as u64, len: labels.len() as u64 };
-            match source {
-                Source::Train(epoch) => loader.load_train(epoch, part, images, labels),
-                Source::Test => loader.load_test(part, images, labels).map(|()| 0),
-            }
-        });
-        let add = |a: u64, b: u64| Ok::<u64, DataError>(a.wrapping_add(b));
-        let digest = self.pool.install(|| load.try_reduce(|| 0, add))?;
-        self.hand_over(tape, (&images, &labels), shape).map_err(gpu_error)?;
-        Ok(digest)
+        self.pool.install(|| {
+            pieces.par_iter_mut().zip(&starts).try_for_each(|(rows, start)| {
+                let positions = SampleRange { start: *start, len: piece.min(range.end() - start) };
+                let wanted = match source {
+                    Source::Train(epoch, batch) => Wanted::Train(Part { epoch, batch, positions }),
+                    Source::Test => Wanted::Test(positions),
+                };
+                loader.deliver(wanted, rows)
+            })
+        })?;
+        self.hand_over(tape, &pieces, shape).map_err(gpu_error)?;
+        Ok(pieces.iter().fold(0_u64, |sum, rows| sum.wrapping_add(rows.digest)))
     }
 
     /// Copies a batch to the device, behind what is enqueued.
-    fn hand_over(
-        &mut self,
-        tape: usize,
-        (images, labels): (&[f32], &[i64]),
-        [h, w, c]: [usize; 3],
-    ) -> Result<(), GpuError> {
-        let n = labels.len();
-        let ring = self.stagings.entry(n as u64).or_default();
+    fn hand_over(&mut self, tape: usize, pieces: &[Delivered], [h, w, c]: [usize; 3]) -> Result<(), GpuError> {
+        let n: usize = pieces.iter().map(|rows| rows.labels.len()).sum();
+        let shape = [n, h, w, c].map(|x| x as i64);
+        let ring = self.stagings.entry(shape).or_default();
         let wanted = (DEPTH + 1) * self.body.tapes.len();
         while ring.len() < wanted {
             let images = self.gpu.host_room(n * h * w * c, Kind::Float)?;
-            let labels = self.gpu.host_room(n, Kind::Int64)?;
-            let shape = [n, h, w, c].map(|x| x as i64);
-            ring.push(Staging { images: images.f_view(shape).map_err(TorchError::from)?, labels });
+            let targets = self.gpu.host_room(n * TARGET as usize, Kind::Double)?;
+            let images = images.f_view(shape).map_err(TorchError::from)?;
+            let targets = targets.f_view([n as i64, TARGET]).map_err(TorchError::from)?;
+            ring.push(Staging { images, targets });
         }
         self.loaded += 1;
         let at = self.loaded % ring.len();
         let staging = &mut ring[at];
-        lockstep_torch::write(&mut staging.images, images)?;
-        lockstep_torch::write(&mut staging.labels, labels)?;
+        let mut first = 0;
+        for rows in pieces {
+            let len = rows.labels.len() as i64;
+            let part = |of: &Tensor| of.f_narrow(0, first, len).map_err(TorchError::from);
+            lockstep_torch::write(&mut part(&staging.images)?, &rows.images)?;
+            lockstep_torch::write(&mut part(&staging.targets)?, &targets(rows))?;
+            first += len;
+        }
         let body = &mut self.body;
         let work = Work { name: "batch", reads: &[], writes: &[Place::Batch] };
-        self.gpu.run(Stream::Compute, work, &mut || body.take_batch(tape, (&staging.images, &staging.labels)))
+        self.gpu.run(Stream::Compute, work, &mut || body.take_batch(tape, (&staging.images, &staging.targets)))
     }
 
     fn enqueue(&mut self, generation: Generation, plan: &StepPlan, batch: (&Frame, u64)) -> Result<(), GpuError> {
@@ -235,6 +246,9 @@ impl Stepper {
         numbers[control::STEP as usize] = plan.step.0 as f64;
         numbers[control::VOTE as usize] = ballot::vote(generation, plan.step, self.gpu.rank());
         numbers[control::EXPECTED as usize] = ballot::expected(generation, plan.step, self.gpu.world());
+        let (keep, take) = average::shares(&self.recipe.train, plan.epoch, plan.step);
+        numbers[control::AVERAGE_KEEP as usize] = keep;
+        numbers[control::AVERAGE_TAKE as usize] = take;
         numbers[control::BN_MOMENTUM as usize] = self.recipe.model.bn_momentum.at(index);
         for i in 0..4 {
             numbers[control::DIGEST as usize + i] = ((digest >> (16 * i)) & 0xffff) as f64;
@@ -262,6 +276,18 @@ impl Stepper {
     pub fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, StepError> {
         let started = Instant::now();
         let samples = self.loader.dataset().identity().num_test;
+        let averaged = match self.recipe.train.evaluate {
+            Evaluate::Ema => self.body.swap_average()?,
+            Evaluate::Model => false,
+        };
+        let result = self.evaluate_weights(step, (started, samples));
+        if averaged {
+            self.body.swap_average()?;
+        }
+        result
+    }
+
+    fn evaluate_weights(&mut self, step: Step, (started, samples): (Instant, u64)) -> Result<EvalOutcome, StepError> {
         let is_ordered = self.recipe.train.reduction == Reduction::Canonical;
         let size = if is_ordered { self.recipe.train.eval_chunk } else { EVAL_BATCH as u32 };
         let num_chunks = split::num_chunks(samples, size);
@@ -313,7 +339,7 @@ impl Stepper {
             let plan = StepPlan { step, epoch: Epoch(1), lr: 0.0, batch: range, shards };
             let frame = self.frame(&plan);
             let ranges = self.ranges(&frame.shard);
-            self.load(Source::Train(Epoch(1)), &ranges)?;
+            self.load(Source::Train(Epoch(1), range), &ranges)?;
             self.body.add_statistics(&mut *self.gpu, &frame, &sum).map_err(gpu_error)?;
         }
         Ok(sum.f_div_scalar(batches.max(1) as f64).map_err(TorchError::from)?)

@@ -22,7 +22,7 @@ use super::stepper::Stepper;
 use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
 use crate::model;
 use crate::pulse::Pulse;
-use crate::state::{State, hex};
+use crate::state::{Running, State, hex};
 use crate::trainer::{begin, state_error, step_error, sure, torch};
 
 /// How long a device may take to get done with what it was given before a generation ends.
@@ -61,13 +61,18 @@ impl DeviceTrainer {
             .build()
             .map_err(|error| ComputeError::fatal(ExitCode::Software, format!("cannot start threads: {error}")))?;
         let program = model::build(&recipe.model, dataset.identity().num_classes);
-        let body = Body::new(recipe, program, &*gpu).map_err(memory)?;
+        let mut body = Body::new(recipe, program, &*gpu).map_err(memory)?;
         let host = State::new(body.program(), body.layout(), recipe.train.precision, recipe.optim.solver);
+        let mut host = host.map_err(torch)?;
+        if recipe.train.ema_decay > 0.0 {
+            host.keep_average().map_err(torch)?;
+            body.keep_average().map_err(memory)?;
+        }
         let loader = Loader::new(dataset, recipe);
         let stepper = Stepper::new(recipe, body, (loader, pool), gpu)?;
         Ok(Self {
             recipe: recipe.clone(),
-            host: host.map_err(torch)?,
+            host,
             stepper,
             generation: Generation(0),
             reached: None,
@@ -82,9 +87,11 @@ impl DeviceTrainer {
         for (to, from) in body.state.buffers.iter_mut().zip(&self.host.buffers) {
             to.values.f_copy_(&from.values)?;
         }
-        let numbers: Vec<f64> =
-            self.host.running.iter().flat_map(|layer| layer.mean.iter().chain(&layer.variance)).copied().collect();
-        body.running.f_copy_(&host_numbers(&numbers)?)?;
+        body.running.f_copy_(&host_numbers(&numbers(&self.host.running))?)?;
+        if let (Some((values, running)), Some(average)) = (&mut body.average, &self.host.average) {
+            values.f_copy_(&average.values)?;
+            running.f_copy_(&host_numbers(&numbers(&average.running))?)?;
+        }
         let applied = self.host.id.map_or(0, |id| id.step.0);
         Ok(body.applied.f_copy_(&host_numbers(&[applied as f64])?)?)
     }
@@ -104,12 +111,13 @@ impl DeviceTrainer {
         for (to, from) in state.buffers.iter_mut().zip(&body.state.buffers) {
             sure(to.values.f_copy_(&from.values).map_err(TorchError::from));
         }
-        let mut numbers = vec![0.0_f64; body.running.numel()];
-        let running = sure(body.running.f_to_device(Device::Cpu).map_err(TorchError::from));
-        sure(lockstep_torch::read(&running, &mut numbers));
-        let mut rest = numbers.into_iter();
-        for layer in &mut state.running {
-            layer.mean.iter_mut().chain(&mut layer.variance).zip(rest.by_ref()).for_each(|(to, from)| *to = from);
+        sure(take_numbers(&mut state.running, &body.running));
+        if let Some((values, running)) = &body.average {
+            sure(state.keep_average());
+            if let Some(average) = &mut state.average {
+                sure(average.values.f_copy_(values).map_err(TorchError::from));
+                sure(take_numbers(&mut average.running, running));
+            }
         }
         state.id = self.host.id;
         state
@@ -144,6 +152,22 @@ impl DeviceTrainer {
         let applied = self.stepper.body.applied.f_to_device(Device::Cpu)?;
         Ok(Step(applied.f_double_value(&[0])? as u64))
     }
+}
+
+/// Mean and variance of every layer, one after another.
+fn numbers(layers: &[Running]) -> Vec<f64> {
+    layers.iter().flat_map(|layer| layer.mean.iter().chain(&layer.variance)).copied().collect()
+}
+
+/// The other way, from the device.
+fn take_numbers(layers: &mut [Running], from: &Tensor) -> Result<(), TorchError> {
+    let mut numbers = vec![0.0_f64; from.numel()];
+    lockstep_torch::read(&from.f_to_device(Device::Cpu)?, &mut numbers)?;
+    let mut rest = numbers.into_iter();
+    for layer in layers {
+        layer.mean.iter_mut().chain(&mut layer.variance).zip(rest.by_ref()).for_each(|(to, from)| *to = from);
+    }
+    Ok(())
 }
 
 fn host_numbers(numbers: &[f64]) -> Result<Tensor, TorchError> {
@@ -194,7 +218,10 @@ impl Compute for DeviceTrainer {
 
     fn begin(&mut self) -> Result<(), ComputeError> {
         let recipe = self.recipe.clone();
-        begin(self, &recipe)
+        begin(self, &recipe)?;
+        // What the run begins with is on the host too: `begin` loads through it.
+        self.host.restart_average().map_err(torch)?;
+        self.push().map_err(torch)
     }
 
     fn join(&mut self, collective: Arc<dyn Collective>) {

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use lockstep_collective::{Collective, CollectiveError, Layout, Op, Solo};
 use lockstep_proto::ids::{Epoch, Generation, Lineage, Rank, SampleRange, StateId, Step};
 use lockstep_proto::message::StepPlan;
-use lockstep_proto::recipe::{Arch, BatchNorm, DataKind, Precision, Recipe, Reduction};
+use lockstep_proto::recipe::{
+    Arch, BatchNorm, DataKind, Evaluate, FrozenBn, Group, Precision, Recipe, Reduction,
+};
 use lockstep_worker::compute::{Compute, ComputeError, Named};
 use lockstep_worker::device::{DeviceTrainer, HostGpu};
 use lockstep_worker::trainer;
@@ -95,6 +97,23 @@ fn variants() -> Vec<(&'static str, Recipe)> {
     all.push(("canonical order, statistics of chunks", chunked.clone()));
     chunked.train.batch_norm = BatchNorm::Global;
     all.push(("canonical order", chunked));
+    let mut mixed = recipe(Precision::Fp64);
+    mixed.train.label_smoothing = 0.1;
+    mixed.train.mixup_alpha = 0.4;
+    mixed.train.cutmix_alpha = 1.0;
+    all.push(("smoothed and mixed", mixed));
+    let mut averaged = recipe(Precision::Fp64);
+    averaged.train.ema_decay = 0.75;
+    averaged.train.ema_every = 2;
+    averaged.train.evaluate = Evaluate::Ema;
+    averaged.optim.clip_norm = 0.5;
+    all.push(("averaged, and clipped", averaged));
+    let mut tuned = recipe(Precision::Fp64);
+    tuned.model.freeze = vec![Group::Stem, Group::Layer1];
+    tuned.optim.lr_scale.head = 3.0;
+    all.push(("frozen in part", tuned.clone()));
+    tuned.model.frozen_bn = FrozenBn::Batch;
+    all.push(("frozen in part, statistics of batches", tuned));
     all
 }
 

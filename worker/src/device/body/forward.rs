@@ -5,7 +5,7 @@ use lockstep_torch::TorchError;
 use tch::{Kind, Tensor};
 
 use super::loss::cross_entropy;
-use super::norm::Sums;
+use super::norm::{Statistics, Sums};
 use super::{Body, Frame, LOSS, Layer};
 use crate::device::gpu::{Gpu, GpuError, Place, Stream, Work};
 use crate::program::{Op, ParamId, Slot};
@@ -60,6 +60,10 @@ impl Body {
     ) -> Result<Layer, GpuError> {
         let Op::Norm { x, norm, .. } = self.program.ops[op] else { return Ok(Vec::new()) };
         let pixels = self.pixels(frame, x);
+        if self.tuning.is_fixed(norm.0) {
+            let fixed = || Ok::<_, TorchError>(Statistics::Composed(self.fixed(&self.running, norm.0)?));
+            return Ok(messages.iter().map(|_| fixed()).collect::<Result<_, _>>()?);
+        }
         let of = |body: &Self, sums: &Tensor, samples: u64| {
             body.affine(norm.0, |affine| body.norms.statistics(&Sums { sums, samples, pixels }, affine))
         };
@@ -149,6 +153,7 @@ impl Body {
     /// Loss and count over all ranks, and the gradient of the logits.
     pub(super) fn loss(&mut self, gpu: &mut dyn Gpu, frame: &Frame) -> Result<(), GpuError> {
         let (batch, logits) = (frame.batch as f64, self.program.logits);
+        let smoothing = self.recipe.train.label_smoothing;
         let mut sums = Vec::new();
         let work = Work {
             name: "loss",
@@ -157,8 +162,8 @@ impl Body {
         };
         gpu.run(Stream::Compute, work, &mut || {
             sums.clear();
-            for (tape, (_, labels)) in self.tapes.iter_mut().zip(&self.batches) {
-                let (sum, gradient) = cross_entropy(tape.value(logits)?, labels, batch)?;
+            for (tape, (_, targets)) in self.tapes.iter_mut().zip(&self.batches) {
+                let (sum, gradient) = cross_entropy(tape.value(logits)?, targets, smoothing, batch)?;
                 tape.give(logits, gradient, true)?;
                 sums.push(sum.f_narrow(0, 0, 2)?.f_contiguous()?);
             }

@@ -24,9 +24,11 @@ use tch::{Kind, Tensor};
 use super::gpu::{Gpu, GpuError, Place, Stream, Work};
 use crate::exec::{Passes, Slice, Tape, slices};
 use crate::optim::Optimizer;
-use crate::program::{FlatLayout, Op, Param, ParamId, Program, Segment, Slot};
+use crate::program::{FlatLayout, Norm, Op, Param, ParamId, Program, Segment, Slot};
 use crate::shard::Shard;
 use crate::state::{State, view_of};
+use crate::tuning::Tuning;
+pub use loss::TARGET;
 use loss::cross_entropy;
 use norm::{Affine, Norms, Statistics};
 
@@ -44,8 +46,12 @@ pub mod control {
     pub const BN_MOMENTUM: i64 = 4;
     /// Digest of what the loader delivered: four numbers below 2^16.
     pub const DIGEST: i64 = 5;
+    /// Share of the average that stays.
+    pub const AVERAGE_KEEP: i64 = 9;
+    /// Share of the weights that comes into it.
+    pub const AVERAGE_TAKE: i64 = 10;
     /// How many.
-    pub const LEN: i64 = 9;
+    pub const LEN: i64 = 11;
 }
 
 /// Numbers of an outcome.
@@ -80,10 +86,12 @@ pub struct Body {
     pub applied: Tensor,
     /// One a chunk: with the fast order, one.
     pub tapes: Vec<Tape>,
-    /// Images, NHWC, f32, and their classes, i64: one a tape. They keep their memory, so that captured steps find them.
+    /// The average of the weights, flat, and of the running statistics, where the recipe keeps one.
+    pub average: Option<(Tensor, Tensor)>,
+    /// Images, NHWC, f32, and their targets, f64 [n, 3]: one a tape. They keep their memory, so that captured steps find them.
     batches: Vec<(Tensor, Tensor)>,
-    /// Such places by number of samples.
-    places: BTreeMap<(usize, i64), (Tensor, Tensor)>,
+    /// Such places by tape and shape.
+    places: BTreeMap<(usize, Vec<i64>), (Tensor, Tensor)>,
     recipe: Recipe,
     program: Arc<Program>,
     layout: Arc<FlatLayout>,
@@ -100,6 +108,10 @@ pub struct Body {
     leaves: Vec<Tensor>,
     /// What the running statistics are to take in, f64.
     taken: Tensor,
+    /// One where a running statistic follows the batches, zero where it is fixed, f64.
+    follows: Tensor,
+    /// What trains.
+    tuning: Tuning,
     /// One or zero.
     verdict: Tensor,
 }
@@ -143,6 +155,8 @@ impl Body {
         };
         let rounded = if kind == Kind::BFloat16 { state.master.f_to_kind(kind)? } else { state.master.shallow_clone() };
         let channels: usize = program.norms.iter().map(|norm| norm.channels).sum();
+        let tuning = Tuning::new(recipe, &program, &layout);
+        let follows = follows(&program, &tuning)?.f_to_device(device)?;
         let numbers = |len: i64| Tensor::f_zeros([len], (Kind::Double, device));
         let target = recipe.train.bucket_bytes as usize / state.master.kind().elt_size_in_bytes();
         Ok(Self {
@@ -160,7 +174,10 @@ impl Body {
             leaves: Vec::new(),
             segments: program.segments(),
             slices: slices(&program, &layout, |_| true, target.max(1)),
-            optimizer: Optimizer::new(&recipe.optim, &layout),
+            optimizer: Optimizer::new(&recipe.optim, &layout).over(tuning.spans()),
+            average: None,
+            follows,
+            tuning,
             norms: Norms::new(gpu.fused(), kind),
             recipe: recipe.clone(),
             kind,
@@ -209,18 +226,18 @@ impl Body {
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn take_batch(&mut self, tape: usize, (images, labels): (&Tensor, &Tensor)) -> Result<(), TorchError> {
+    pub fn take_batch(&mut self, tape: usize, (images, targets): (&Tensor, &Tensor)) -> Result<(), TorchError> {
         let device = self.control.device();
-        let place = match self.places.entry((tape, images.size4()?.0)) {
+        let place = match self.places.entry((tape, images.size())) {
             Entry::Occupied(place) => place.into_mut(),
             Entry::Vacant(place) => {
                 // Memory of its own, also where images are on the CPU already.
                 let room = |of: &Tensor| Tensor::f_empty(of.size().as_slice(), (of.kind(), device));
-                place.insert((room(images)?, room(labels)?))
+                place.insert((room(images)?, room(targets)?))
             }
         };
         lockstep_torch::copy_later(&mut place.0, images)?;
-        lockstep_torch::copy_later(&mut place.1, labels)?;
+        lockstep_torch::copy_later(&mut place.1, targets)?;
         self.batches.truncate(tape);
         self.batches.push((place.0.shallow_clone(), place.1.shallow_clone()));
         Ok(())
@@ -244,22 +261,16 @@ impl Body {
         let work = Work { name: "infer", reads: &reads, writes: &[Place::Activations, Place::Totals] };
         gpu.run(Stream::Compute, work, &mut || {
             self.begin()?;
-            let mut at = 0;
             let program = Arc::clone(&self.program);
             for (index, op) in program.ops.iter().enumerate() {
                 let Op::Norm { norm, .. } = op else {
                     self.tapes[0].run(op)?;
                     continue;
                 };
-                let channels = program.norms[norm.0].channels as i64;
-                let of = |skip: i64| running.f_narrow(0, at + skip * channels, channels);
-                let (eps, master) = (self.recipe.model.bn_eps, self.state.master.kind());
-                let fixed = composed::Statistics::fixed(of(0)?, of(1)?, eps, master)?;
-                let layer = vec![Statistics::Composed(fixed)];
-                at += 2 * channels;
+                let layer = vec![Statistics::Composed(self.fixed(running, norm.0)?)];
                 self.apply(0, index, &layer)?;
             }
-            let (counts, _) = cross_entropy(self.tapes[0].value(program.logits)?, &self.batches[0].1, 1.0)?;
+            let (counts, _) = cross_entropy(self.tapes[0].value(program.logits)?, &self.batches[0].1, 0.0, 1.0)?;
             let _ = sums.shallow_clone().f_add_(&counts)?;
             self.tapes[0].clear();
             Ok(())
@@ -280,6 +291,30 @@ impl Body {
         })
     }
 
+    /// Begins an average, as long as the weights.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn keep_average(&mut self) -> Result<(), TorchError> {
+        self.average = Some((copied(&self.state.master)?, copied(&self.running)?));
+        Ok(())
+    }
+
+    /// Average and weights change places, running statistics with them; whether there is an average. Nothing may be under
+    /// way.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn swap_average(&mut self) -> Result<bool, TorchError> {
+        let Some((values, running)) = &mut self.average else { return Ok(false) };
+        for (a, b) in [(values, &mut self.state.master), (running, &mut self.running)] {
+            let kept = copied(a)?;
+            a.f_copy_(b)?;
+            b.f_copy_(&kept)?;
+        }
+        Ok(true)
+    }
+
     /// The gradient of the last step, flat.
     pub fn gradient(&self) -> &Tensor {
         &self.gradient
@@ -294,6 +329,14 @@ impl Body {
             view_of(flat, &self.program, &self.layout, ParamId(i))
         };
         self.program.params.iter().enumerate().map(view).collect()
+    }
+
+    /// Running statistics of a norm as its statistics.
+    pub(super) fn fixed(&self, running: &Tensor, norm: usize) -> Result<composed::Statistics, TorchError> {
+        let before: usize = self.program.norms[..norm].iter().map(|norm| 2 * norm.channels).sum();
+        let channels = self.program.norms[norm].channels as i64;
+        let of = |skip: i64| running.f_narrow(0, before as i64 + skip * channels, channels);
+        composed::Statistics::fixed(of(0)?, of(1)?, self.recipe.model.bn_eps, self.state.master.kind())
     }
 
     /// γ and β of a norm.
@@ -339,6 +382,13 @@ impl Body {
         let work = Work { name: "round weights", reads: &[Place::Weights], writes: &[Place::Rounded] };
         gpu.run(Stream::Compute, work, &mut || Ok(self.rounded.f_copy_(&self.state.master)?))
     }
+}
+
+/// By running statistic: whether it follows the batches.
+fn follows(program: &Program, tuning: &Tuning) -> Result<Tensor, TorchError> {
+    let of = |(i, norm): (usize, &Norm)| vec![f64::from(!tuning.is_fixed(i)); 2 * norm.channels];
+    let values: Vec<f64> = program.norms.iter().enumerate().flat_map(of).collect();
+    Ok(Tensor::f_from_slice(&values)?)
 }
 
 fn copied(x: &Tensor) -> Result<Tensor, TorchError> {

@@ -65,11 +65,25 @@ impl Body {
         gpu.record(Stream::Buckets)
     }
 
-    /// One if every rank was sound and the loss is a number, else zero.
+    /// One if every rank was sound, and loss and gradient are numbers, else zero. What does not train has no gradient;
+    /// `optim.clip_norm` scales a larger one as PyTorch's `clip_grad_norm_` does.
     pub(super) fn judge(&mut self, gpu: &mut dyn Gpu) -> Result<(), GpuError> {
-        let reads = [Place::Vote, Place::Control, Place::Totals];
-        let work = Work { name: "verdict", reads: &reads, writes: &[Place::Verdict] };
+        let gradients: Vec<Place> = (0..self.slices.len() as u32).map(Place::Gradient).collect();
+        let mut reads = vec![Place::Vote, Place::Control, Place::Totals];
+        reads.extend(&gradients);
+        let mut writes = vec![Place::Verdict, Place::Totals];
+        writes.extend(&gradients);
+        let work = Work { name: "verdict", reads: &reads, writes: &writes };
+        let most = self.recipe.optim.clip_norm;
         gpu.run(Stream::Compute, work, &mut || {
+            self.tuning.mask(&self.gradient)?;
+            if most > 0.0 {
+                let norm = self.gradient.f_mul(&self.gradient)?.f_sum(Kind::Double)?.f_sqrt()?;
+                let scale = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(most)?.f_clamp_max(1.0)?;
+                let _ = self.gradient.f_mul_(&scale.f_to_kind(self.gradient.kind())?)?;
+                // A gradient that is no number is told as a loss that is none.
+                let _ = self.totals.f_narrow(0, 0, 1)?.f_add_(&norm.f_mul_scalar(0.0)?)?;
+            }
             let counted =
                 self.votes.f_narrow(0, 0, 1)?.f_eq_tensor(&self.control.f_narrow(0, control::EXPECTED, 1)?)?;
             let finite = self.totals.f_narrow(0, 0, 1)?.f_isfinite()?;
@@ -106,7 +120,7 @@ impl Body {
         let single = self.state.master.kind() == Kind::Float;
         gpu.run(Stream::Compute, work, &mut || {
             let yes = self.verdict.f_gt(0.5)?;
-            let share = self.control.f_narrow(0, control::BN_MOMENTUM, 1)?;
+            let share = self.control.f_narrow(0, control::BN_MOMENTUM, 1)?.f_mul(&self.follows)?;
             let rest = share.f_neg()?.f_add_scalar(1.0)?;
             let mut new = self.running.f_mul(&rest)?.f_add(&self.taken.f_mul(&share)?)?;
             if single {
@@ -114,8 +128,26 @@ impl Body {
                 new = new.f_to_kind(Kind::Float)?.f_to_kind(Kind::Double)?;
             }
             keep_if(&yes, &mut self.running, &new)?;
+            self.average(&yes, single)?;
             keep_if(&yes, &mut self.applied, &self.control.f_narrow(0, control::STEP, 1)?)
         })
+    }
+
+    /// The average, where one is kept, takes in weights and running statistics; between two steps that count for it, it
+    /// stays as it is.
+    fn average(&mut self, yes: &Tensor, single: bool) -> Result<(), TorchError> {
+        let Some((values, running)) = &mut self.average else { return Ok(()) };
+        let number = |at: i64| self.control.f_narrow(0, at, 1);
+        let (keep, take) = (number(control::AVERAGE_KEEP)?, number(control::AVERAGE_TAKE)?);
+        let kind = values.kind();
+        let of = |share: &Tensor, values: &Tensor| values.f_mul(&share.f_to_kind(values.kind())?);
+        let new = of(&keep, values)?.f_add(&of(&take, &self.state.master)?)?.f_to_kind(kind)?;
+        keep_if(yes, values, &new)?;
+        let mut new = of(&keep, running)?.f_add(&of(&take, &self.running)?)?;
+        if single {
+            new = new.f_to_kind(Kind::Float)?.f_to_kind(Kind::Double)?;
+        }
+        keep_if(yes, running, &new)
     }
 }
 
