@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lockstep_kernels::input::{self, Augment};
 use lockstep_kernels::norm::{
     Affine, Apply, Arriving, BackwardCoefficients, Count, ForwardCoefficients, Gate, Gradient, Mask, Stats,
 };
@@ -31,6 +32,18 @@ pub trait Launcher: Send + Sync {
 pub struct Fused {
     launcher: Arc<dyn Launcher>,
     room: Arc<Mutex<Room>>,
+}
+
+/// A data set on the device.
+pub struct DataSet {
+    /// u8 `[N, h, w, c]`
+    pub images: Tensor,
+    /// i32 `[N]`
+    pub labels: Tensor,
+    /// f32: subtracted, one number for each value of an image.
+    pub offset: Tensor,
+    /// f32: then multiplied by.
+    pub scale: Tensor,
 }
 
 /// What launches that follow each other share.
@@ -233,6 +246,41 @@ impl Fused {
         };
         self.run(&gradient.launch(&self.launcher.device()))?;
         Ok(dx)
+    }
+
+    /// Fills `images` (f32 `[n, h, w, c]`) with samples of a set, shifted with zero fill, flipped and normalised. `samples`:
+    /// i64 `[n]`, of which the caller answers that they are below N; `draws`: [`Draw`] by [`Draw::to_bytes`], u8 `[n·8]`.
+    ///
+    /// # Errors
+    /// As [`stats`](Self::stats).
+    pub fn augment(
+        &self,
+        data: &DataSet,
+        (samples, draws): (&Tensor, &Tensor),
+        images: &Tensor,
+    ) -> Result<(), TorchError> {
+        let (num, h, w, c) = images.size4()?;
+        let labels = Tensor::f_empty([num], (Kind::Int, self.launcher.place()))?;
+        let augment = Augment {
+            data: input::DataSet {
+                images: self.memory(&data.images, Kind::Uint8)?,
+                labels: self.memory(&data.labels, Kind::Int)?,
+                num: data.labels.size1()? as u64,
+                shape: [h as u32, w as u32, c as u32],
+                offset: self.memory(&data.offset, Kind::Float)?,
+                scale: self.memory(&data.scale, Kind::Float)?,
+            },
+            num: num as u32,
+            samples: self.memory(samples, Kind::Int64)?,
+            draws: self.memory(draws, Kind::Uint8)?,
+            element: Element::F32,
+            images: self.memory(images, Kind::Float)?,
+            labels: self.memory(&labels, Kind::Int)?,
+        };
+        match augment.launch().map_err(failed)? {
+            Some(launch) => self.launcher.launch(&launch).map_err(failed),
+            None => Ok(()),
+        }
     }
 
     fn run(&self, launch: &Result<Launch, KernelError>) -> Result<(), TorchError> {

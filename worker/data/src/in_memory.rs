@@ -35,6 +35,16 @@ impl InMemory {
         Self { identity, train, test, normalizer, augment: data.augment.clone() }
     }
 
+    /// What bytes become numbers by.
+    pub fn normalizer(&self) -> &Normalizer {
+        &self.normalizer
+    }
+
+    /// What happens to an image in training.
+    pub(crate) fn draw(&self, draws: &mut Draws) -> Augmentation {
+        Augmentation::draw(&self.augment, draws)
+    }
+
     /// The raw images of a split.
     pub fn samples(&self, split: Split) -> &Samples {
         match split {
@@ -61,8 +71,12 @@ impl Dataset for InMemory {
         true
     }
 
+    fn resident(&self) -> Option<&InMemory> {
+        Some(self)
+    }
+
     fn image(&self, split: Split, sample: u64, draws: Option<&mut Draws>, out: &mut [f32]) -> Result<(), DataError> {
-        let augmentation = draws.map(|draws| Augmentation::draw(&self.augment, draws)).unwrap_or_default();
+        let augmentation = draws.map(|draws| self.draw(draws)).unwrap_or_default();
         augmentation.apply(self.shape(), self.samples(split).image(sample), &self.normalizer, out);
         Ok(())
     }

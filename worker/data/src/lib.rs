@@ -19,6 +19,7 @@ pub mod audit;
 pub mod augment;
 pub mod bench;
 pub mod cifar;
+mod chosen;
 mod class_names;
 mod delivered;
 mod error;
@@ -47,6 +48,7 @@ use lockstep_proto::recipe::{self, DataKind};
 
 pub use ahead::ReadAhead;
 pub use audit::expected_digest;
+pub use chosen::Chosen;
 pub use class_names::class_names;
 pub use delivered::{Delivered, Part, Partner, Wanted};
 pub use error::{DataError, Place};
@@ -92,6 +94,11 @@ pub trait Dataset: Send + Sync {
     /// Whether its samples lie in memory, so that there is nothing to gain by reading ahead.
     fn is_in_memory(&self) -> bool {
         false
+    }
+
+    /// The set as it lies in memory, where it does: for a device that keeps a copy of its own.
+    fn resident(&self) -> Option<&InMemory> {
+        None
     }
 
     /// The class of a sample.

@@ -69,6 +69,17 @@ impl Loader {
         self.order.num_positions()
     }
 
+    /// The sample of a position, and its draws, if the recipe augments.
+    pub(crate) fn told(&self, epoch: Epoch, position: u64) -> (u64, Option<Draws>) {
+        let (drawn_in, drawn_at) = self.order.place(epoch, position);
+        (self.sample(epoch, position), self.augments.then(|| Draws::new(self.seed, drawn_in, drawn_at)))
+    }
+
+    /// The digest of one delivered sample.
+    pub(crate) fn digest_of(&self, epoch: Epoch, position: u64, (sample, class): (u64, u32)) -> u64 {
+        self.digest.of(epoch, position, sample, class)
+    }
+
     /// How the recipe mixes positions, if it does.
     pub(crate) fn mixing(&self) -> Option<&Mixing> {
         self.mixing.as_ref()
@@ -178,9 +189,7 @@ impl Loader {
 
     /// A position's image, its class, and the hash of what was delivered.
     pub(crate) fn train(&self, epoch: Epoch, position: u64, image: &mut [f32]) -> Result<(u32, u64), DataError> {
-        let sample = self.sample(epoch, position);
-        let (drawn_in, drawn_at) = self.order.place(epoch, position);
-        let mut draws = self.augments.then(|| Draws::new(self.seed, drawn_in, drawn_at));
+        let (sample, mut draws) = self.told(epoch, position);
         let at = Place::Train { epoch, position, sample };
         let class = self.fetch(Split::Train, sample, draws.as_mut(), image).map_err(|error| error.at(at))?;
         Ok((class, self.digest.of(epoch, position, sample, class)))

@@ -29,6 +29,7 @@ mod gpu;
 mod host;
 mod pending;
 mod refusal;
+mod resident;
 mod stepper;
 mod trainer;
 mod trial;

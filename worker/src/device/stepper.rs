@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_collective::{Lane, Op as Operation};
-use lockstep_data::{Delivered, Loader, Part, Partner, Wanted};
+use lockstep_data::{Delivered, Loader, Part, Partner, Split, Wanted};
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
 use lockstep_proto::message::StepPlan;
 use lockstep_proto::recipe::{Evaluate, Recipe, Reduction};
@@ -20,6 +20,7 @@ use super::body::{Body, Frame, TARGET, control};
 use super::captures::{Captures, Mode, Shape};
 use super::gpu::{Event, Gpu, GpuError, Place, Stream, Work};
 use super::pending::{DEPTH, Enqueue, Pending, gpu_error};
+use super::resident::{Resident, Staged};
 use crate::compute::{EvalOutcome, StepOutcome};
 use crate::pulse::Pulse;
 use crate::shard::Shard;
@@ -47,6 +48,10 @@ pub struct Stepper {
     pool: ThreadPool,
     /// By samples and size of a batch: rings, so that a batch is not overwritten while it is copied.
     stagings: BTreeMap<[i64; 4], Vec<Staging>>,
+    /// The same for choices of samples.
+    choices: BTreeMap<usize, Vec<Staged>>,
+    /// The device's own copy of the set.
+    resident: Option<Resident>,
     /// Counts batches.
     loaded: usize,
     shard: Option<Shard>,
@@ -79,7 +84,13 @@ impl Stepper {
         (loader, pool): (Loader, ThreadPool),
         gpu: Box<dyn Gpu>,
     ) -> Result<Self, GpuError> {
+        let resident = match (loader.dataset().resident(), gpu.fused()) {
+            (Some(set), Some(fused)) => Some(Resident::new(set, fused, gpu.device())?),
+            _ => None,
+        };
         Ok(Self {
+            resident,
+            choices: BTreeMap::new(),
             pending: Pending::new(&*gpu)?,
             captures: Captures::new(Step(0), None),
             stagings: BTreeMap::new(),
@@ -159,6 +170,13 @@ impl Stepper {
             Source::Train(epoch, _) => self.loader.dataset().train_shape(epoch),
             Source::Test => self.loader.dataset().test_shape(),
         };
+        let whole = match source {
+            Source::Train(epoch, batch) => Wanted::Train(Part { epoch, batch, positions: range }),
+            Source::Test => Wanted::Test(range),
+        };
+        if let Some(digest) = self.choose(whole, tape, shape).map_err(gpu_error)? {
+            return Ok(digest);
+        }
         let piece = range.len.div_ceil(self.pool.current_num_threads() as u64).max(1);
         let starts: Vec<u64> = (range.start..range.end()).step_by(piece as usize).collect();
         let mut pieces: Vec<Delivered> = starts.iter().map(|_| Delivered::default()).collect();
@@ -175,6 +193,27 @@ impl Stepper {
         })?;
         self.hand_over(tape, &pieces, shape).map_err(gpu_error)?;
         Ok(pieces.iter().fold(0_u64, |sum, rows| sum.wrapping_add(rows.digest)))
+    }
+
+    /// Has the device take a batch from its own copy of the set, where it has one.
+    fn choose(&mut self, wanted: Wanted, tape: usize, [h, w, c]: [usize; 3]) -> Result<Option<u64>, GpuError> {
+        let Some(resident) = &self.resident else { return Ok(None) };
+        let Some(chosen) = self.loader.choose(wanted) else { return Ok(None) };
+        let n = chosen.samples.len();
+        let ring = self.choices.entry(n).or_default();
+        while ring.len() < (DEPTH + 1) * self.body.tapes.len() {
+            ring.push(Resident::room(&*self.gpu, n)?);
+        }
+        self.loaded += 1;
+        let at = self.loaded % ring.len();
+        let (staged, body) = (&mut ring[at], &mut self.body);
+        let split = if matches!(wanted, Wanted::Train(_)) { Split::Train } else { Split::Test };
+        let work = Work { name: "batch", reads: &[], writes: &[Place::Batch] };
+        self.gpu.run(Stream::Compute, work, &mut || {
+            let (images, mut targets) = body.place(tape, &[n, h, w, c].map(|x| x as i64))?;
+            resident.take(split, &chosen, staged, (&images, &mut targets))
+        })?;
+        Ok(Some(chosen.digest))
     }
 
     /// Copies a batch to the device, behind what is enqueued.

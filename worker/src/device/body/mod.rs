@@ -227,20 +227,30 @@ impl Body {
     /// # Errors
     /// What libtorch says.
     pub fn take_batch(&mut self, tape: usize, (images, targets): (&Tensor, &Tensor)) -> Result<(), TorchError> {
+        let size = images.size();
+        let (mut to_images, mut to_targets) = self.place(tape, &size)?;
+        lockstep_torch::copy_later(&mut to_images, images)?;
+        lockstep_torch::copy_later(&mut to_targets, targets)
+    }
+
+    /// The places of a batch of `size` (NHWC) in a tape, which computes on what is there from now on.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn place(&mut self, tape: usize, size: &[i64]) -> Result<(Tensor, Tensor), TorchError> {
         let device = self.control.device();
-        let place = match self.places.entry((tape, images.size())) {
+        let place = match self.places.entry((tape, size.to_vec())) {
             Entry::Occupied(place) => place.into_mut(),
             Entry::Vacant(place) => {
                 // Memory of its own, also where images are on the CPU already.
-                let room = |of: &Tensor| Tensor::f_empty(of.size().as_slice(), (of.kind(), device));
-                place.insert((room(images)?, room(targets)?))
+                let images = Tensor::f_empty(size, (Kind::Float, device))?;
+                place.insert((images, Tensor::f_empty([size[0], TARGET], (Kind::Double, device))?))
             }
         };
-        lockstep_torch::copy_later(&mut place.0, images)?;
-        lockstep_torch::copy_later(&mut place.1, targets)?;
+        let place = (place.0.shallow_clone(), place.1.shallow_clone());
         self.batches.truncate(tape);
         self.batches.push((place.0.shallow_clone(), place.1.shallow_clone()));
-        Ok(())
+        Ok(place)
     }
 
     /// Images into slot 0 of each tape, which forgets everything else.
