@@ -30,7 +30,7 @@ fn headers(root: &Path) -> Option<PathBuf> {
     let beside = root.parent().map(|site| site.join("nvidia/cu13/include"));
     let places = [Some(root.join("cuda/include")), beside, Some(toolkit.join("include"))];
     places.into_iter().flatten().find(|place| {
-        place.join("cuda_runtime_api.h").is_file() && place.join("crt/host_defines.h").is_file()
+        ["cuda_runtime_api.h", "crt/host_defines.h", "nvtx3/nvToolsExt.h"].iter().all(|file| place.join(file).is_file())
     })
 }
 
@@ -48,7 +48,7 @@ fn compile(root: &Path, headers: &Path, out: &Path) {
         .pic(true);
     let mut command = build.get_compiler().to_command();
     // Its symbols are found when it is opened, in libraries that are open by then.
-    command.arg("-shared").arg("src/graph.cpp").arg("-o").arg(out);
+    command.arg("-shared").arg("src/graph.cpp").arg("-o").arg(out).arg("-ldl");
     let status = command.status().unwrap_or_else(|error| panic!("no C++ compiler: {error}"));
     assert!(status.success(), "src/graph.cpp does not compile");
 }

@@ -33,7 +33,7 @@ struct Wheel {
     members: &'static [(&'static str, &'static str)],
 }
 
-const WHEELS: [Wheel; 4] = [
+const WHEELS: [Wheel; 5] = [
     Wheel {
         requirement: "torch==2.11.0",
         prefix: "torch-2.11.0-cp311-",
@@ -61,6 +61,12 @@ const WHEELS: [Wheel; 4] = [
         members: &[("nvidia/cu13/include/crt/", "cuda/include/crt/")],
     },
     Wheel {
+        requirement: "nvidia-nvtx==13.0.85",
+        prefix: "nvidia_nvtx-13.0.85-",
+        sha256: "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4",
+        members: &[("nvidia/cu13/include/nvtx3/", "cuda/include/nvtx3/")],
+    },
+    Wheel {
         requirement: "nvidia-cuda-cupti==13.0.85",
         prefix: "nvidia_cuda_cupti-13.0.85-",
         sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
@@ -71,13 +77,14 @@ const WHEELS: [Wheel; 4] = [
 /// What any libtorch must have for the build.
 const ESSENTIAL: [&str; 4] = ["build-version", "lib/libtorch_cpu.so", "lib/libc10.so", "include/torch/script.h"];
 /// What ours has besides.
-const OURS: [&str; 6] = [
+const OURS: [&str; 7] = [
     "lib/libtorch.so",
     "lib/libgomp.so.1",
     "lib/libcudart.so.13",
     "lib/libcupti.so.13",
     "cuda/include/cuda_runtime_api.h",
     "cuda/include/crt/host_defines.h",
+    "cuda/include/nvtx3/nvToolsExt.h",
 ];
 
 /// Makes sure that the build finds a libtorch; silent when it already does.
@@ -155,8 +162,13 @@ fn fetch_into(system: &System, work: &Path) -> Result<PathBuf> {
     pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps"]);
     // The wheel differs from one Python to the next; always the same one is asked for, whatever runs here.
     pip.args(["--only-binary=:all:", "--implementation", "cp", "--python-version", "3.11"]);
-    for platform in ["manylinux_2_28_x86_64", "manylinux_2_25_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"]
-    {
+    for platform in [
+        "manylinux_2_28_x86_64",
+        "manylinux_2_25_x86_64",
+        "manylinux_2_17_x86_64",
+        "manylinux2014_x86_64",
+        "manylinux1_x86_64",
+    ] {
         pip.args(["--platform", platform]);
     }
     pip.arg("--dest").arg(&wheels).args(WHEELS.iter().map(|wheel| wheel.requirement));

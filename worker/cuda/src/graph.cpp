@@ -1,8 +1,9 @@
-// CUDA graphs and the caching allocator's figures, which c10's neutral interfaces do not have. Compiled against libtorch's
+// CUDA graphs, the caching allocator's figures and ranges for profilers, which c10's neutral interfaces do not have. Compiled against libtorch's
 // CUDA headers into a library of its own. Functions return 0, or 1 and leave what went wrong in `lg_error`.
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include <cstdint>
 #include <string>
@@ -67,6 +68,10 @@ int lg_memory(int64_t device, uint64_t *out) {
     out[3] = uint64_t(stats.reserved_bytes[all].peak);
   });
 }
+
+// A range of this thread on a profiler's timeline; nothing where no profiler watches.
+void lg_push(const char *name) { nvtxRangePushA(name); }
+void lg_pop() { nvtxRangePop(); }
 
 int lg_reset_peaks(int64_t device) {
   return guarded([&] { allocator::resetPeakStats(c10::DeviceIndex(device)); });

@@ -1,4 +1,4 @@
-//! CUDA graphs of libtorch's work: `graph.cpp`, a library that the executable carries in itself and opens from memory.
+//! CUDA graphs of libtorch's work, its memory, ranges for profilers: `graph.cpp`, a library that the executable carries in itself and opens from memory.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io::Write as _;
@@ -22,6 +22,8 @@ struct Functions {
     free: unsafe extern "C" fn(Raw) -> c_int,
     memory: unsafe extern "C" fn(i64, *mut u64) -> c_int,
     reset_peaks: unsafe extern "C" fn(i64) -> c_int,
+    push: unsafe extern "C" fn(*const c_char),
+    pop: unsafe extern "C" fn(),
 }
 
 /// Makes graphs, and knows what memory libtorch holds.
@@ -72,6 +74,8 @@ impl Graphs {
                 free: function(&library, "lg_free")?,
                 memory: function(&library, "lg_memory")?,
                 reset_peaks: function(&library, "lg_reset_peaks")?,
+                push: function(&library, "lg_push")?,
+                pop: function(&library, "lg_pop")?,
             }
         };
         // Graphs keep its code.
@@ -118,6 +122,16 @@ impl Graphs {
     pub fn reset_peaks(&self, ordinal: u32) -> Result<(), TorchError> {
         // SAFETY: a plain call.
         self.check(unsafe { (self.0.reset_peaks)(i64::from(ordinal)) })
+    }
+
+    /// Runs `f` within a range of this name on a profiler's timeline (NVTX).
+    pub fn range<T>(&self, name: &CStr, f: impl FnOnce() -> T) -> T {
+        // SAFETY: a string that ends with zero, read during the call.
+        unsafe { (self.0.push)(name.as_ptr()) };
+        let out = f();
+        // SAFETY: ends what was begun in this thread.
+        unsafe { (self.0.pop)() };
+        out
     }
 
     fn check(&self, code: c_int) -> Result<(), TorchError> {

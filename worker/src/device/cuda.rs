@@ -1,11 +1,12 @@
 //! The real thing: libtorch's work on two streams of a CUDA device, sums over NCCL, steps as CUDA graphs.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::CString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_collective::{Collective, CollectiveError, Lane, Layout, Op, Solo};
-use lockstep_cuda::{CudaError, Device, Fused, Graph as Captured, Mark, Queue};
+use lockstep_cuda::{CudaError, Device, Fused, Graph as Captured, Mark, Queue, Usage};
 use lockstep_nccl::NcclMesh;
 use lockstep_proto::ids::Rank;
 use lockstep_torch::{Element, TorchError, copy_later, read, write};
@@ -53,6 +54,8 @@ pub struct CudaGpu {
     graphs: BTreeMap<u64, Captured>,
     num_graphs: u64,
     fused: Option<Fused>,
+    /// Names of work, for profilers.
+    names: BTreeMap<&'static str, CString>,
 }
 
 impl CudaGpu {
@@ -70,6 +73,7 @@ impl CudaGpu {
         let fused = if options.kernels { trial::fused(&device, options) } else { None };
         Ok(Self {
             fused,
+            names: BTreeMap::new(),
             device,
             options,
             collective: Arc::new(Solo::new()),
@@ -186,10 +190,12 @@ impl Gpu for CudaGpu {
     fn run(
         &mut self,
         stream: Stream,
-        _: Work<'_>,
+        work: Work<'_>,
         f: &mut dyn FnMut() -> Result<(), TorchError>,
     ) -> Result<(), GpuError> {
-        self.within(stream, f)
+        let Ok(graphs) = &self.device.graphs else { return self.within(stream, f) };
+        let name = self.names.entry(work.name).or_insert_with(|| CString::new(work.name).unwrap_or_default()).clone();
+        graphs.clone().range(&name, || self.within(stream, f))
     }
 
     fn all_reduce(&mut self, stream: Stream, op: &Op, _: Place, values: &Tensor) -> Result<(), GpuError> {
@@ -286,6 +292,10 @@ impl Gpu for CudaGpu {
 
     fn fused(&self) -> Option<Fused> {
         self.fused.clone()
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        self.device.graphs.as_ref().ok()?.usage(self.device.ordinal()).ok()
     }
 
     fn soundness(&self) -> Tensor {

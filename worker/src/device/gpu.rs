@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_collective::{Collective, CollectiveError, Layout, Op};
-use lockstep_cuda::Fused;
+use lockstep_cuda::{Fused, Usage};
 use lockstep_proto::ids::Rank;
 use lockstep_torch::TorchError;
 use tch::{Device, Kind, Tensor};
@@ -165,6 +165,11 @@ pub trait Gpu: Send {
 
     /// Kernels of ours that the device has, and is to use.
     fn fused(&self) -> Option<Fused> {
+        None
+    }
+
+    /// Memory that tensors take, where it is the device's own.
+    fn usage(&self) -> Option<Usage> {
         None
     }
 

@@ -27,6 +27,7 @@ mod captures;
 mod cuda;
 mod gpu;
 mod host;
+mod memory;
 mod pending;
 mod refusal;
 mod resident;

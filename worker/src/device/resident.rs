@@ -45,6 +45,11 @@ impl Resident {
         Ok(Self { train: of(Split::Train)?, test: of(Split::Test)?, fused })
     }
 
+    /// Its tensors.
+    pub fn tensors(&self) -> [&Tensor; 2] {
+        [&self.train.images, &self.test.images]
+    }
+
     /// Room for a choice of `n`.
     ///
     /// # Errors

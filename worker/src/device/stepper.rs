@@ -19,6 +19,7 @@ use super::{average, ballot};
 use super::body::{Body, Frame, TARGET, control};
 use super::captures::{Captures, Mode, Shape};
 use super::gpu::{Event, Gpu, GpuError, Place, Stream, Work};
+use super::memory::Memory;
 use super::pending::{DEPTH, Enqueue, Pending, gpu_error};
 use super::resident::{Resident, Staged};
 use crate::compute::{EvalOutcome, StepOutcome};
@@ -382,6 +383,12 @@ impl Stepper {
             self.body.add_statistics(&mut *self.gpu, &frame, &sum).map_err(gpu_error)?;
         }
         Ok(sum.f_div_scalar(batches.max(1) as f64).map_err(TorchError::from)?)
+    }
+
+    /// What is on the device, by part; `None` where it is the host's memory.
+    pub fn memory(&self) -> Option<Memory> {
+        let memory = self.body.memory(self.gpu.usage()?);
+        Some(memory.with("data set", self.resident.iter().flat_map(|resident| resident.tensors())))
     }
 
     /// The gradient of the last step, flat, on the device: for proofs and the canary.

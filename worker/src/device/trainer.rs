@@ -17,14 +17,18 @@ use tch::{Device, Kind, Tensor};
 use super::body::Body;
 use super::captures::Captures;
 use super::gpu::{Gpu, GpuError};
+use super::memory::{Memory, REMEDY};
 use super::refusal::refusal;
 use super::stepper::Stepper;
 use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
 use crate::model;
 use crate::pulse::Pulse;
 use crate::state::{Running, State, hex};
+use crate::step::StepError;
 use crate::trainer::{begin, state_error, step_error, sure, torch};
 
+/// After so many steps of a generation everything has its memory, captured steps too.
+const SETTLED: u64 = 40;
 /// How long a device may take to get done with what it was given before a generation ends.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -37,6 +41,8 @@ pub struct DeviceTrainer {
     generation: Generation,
     /// The last step that was enqueued.
     reached: Option<Step>,
+    /// Steps that counted.
+    counted: u64,
     /// Why this process can do nothing any more.
     lost: Option<String>,
 }
@@ -76,6 +82,7 @@ impl DeviceTrainer {
             stepper,
             generation: Generation(0),
             reached: None,
+            counted: 0,
             lost: None,
         })
     }
@@ -121,6 +128,14 @@ impl DeviceTrainer {
         }
         state.id = self.host.id;
         state
+    }
+
+    fn explained(&self, error: StepError) -> ComputeError {
+        let explained = match &error {
+            StepError::Torch(error) => too_little(error, self.stepper.memory()),
+            _ => None,
+        };
+        explained.unwrap_or_else(|| step_error(error))
     }
 
     fn check(&self) -> Result<(), ComputeError> {
@@ -178,12 +193,17 @@ fn host_numbers(numbers: &[f64]) -> Result<Tensor, TorchError> {
 
 /// An error of libtorch; where memory is what lacks, with what helps.
 fn memory(error: TorchError) -> ComputeError {
+    too_little(&error, None).unwrap_or_else(|| ComputeError::fatal(ExitCode::Software, error.to_string()))
+}
+
+/// Whether memory is what lacks; then what takes it, and what helps.
+fn too_little(error: &TorchError, taken: Option<Memory>) -> Option<ComputeError> {
     let text = error.to_string();
-    if text.contains("out of memory") {
-        let remedy = "lower train.batch, use more workers, or train.precision = \"bf16\"";
-        return ComputeError::fatal(ExitCode::Config, format!("the device has too little memory: {remedy}\n{text}"));
-    }
-    ComputeError::fatal(ExitCode::Software, text)
+    text.contains("out of memory").then(|| {
+        let taken = taken.map(|memory| format!("\nit holds {memory}")).unwrap_or_default();
+        let reason = format!("the device has too little memory: {REMEDY}{taken}\n{text}");
+        ComputeError::fatal(ExitCode::Config, reason)
+    })
 }
 
 impl Compute for DeviceTrainer {
@@ -261,7 +281,7 @@ impl Compute for DeviceTrainer {
     fn advance(&mut self, generation: Generation, plan: &StepPlan) -> Result<Vec<(Step, StepOutcome)>, ComputeError> {
         self.check()?;
         self.generation = generation;
-        let known = self.stepper.advance(generation, plan).map_err(step_error)?;
+        let known = self.stepper.advance(generation, plan).map_err(|error| self.explained(error))?;
         self.reached = Some(plan.step);
         self.name(&known);
         Ok(known)
@@ -271,7 +291,7 @@ impl Compute for DeviceTrainer {
         self.check()?;
         let mut known = Vec::new();
         while self.stepper.pending.len() > 0 {
-            known.extend(self.stepper.settle().map_err(step_error)?);
+            known.extend(self.stepper.settle().map_err(|error| self.explained(error))?);
         }
         self.name(&known);
         Ok(known)
@@ -283,7 +303,7 @@ impl Compute for DeviceTrainer {
 
     fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, ComputeError> {
         self.check()?;
-        self.stepper.evaluate(step).map_err(step_error)
+        self.stepper.evaluate(step).map_err(|error| self.explained(error))
     }
 
     fn id(&self) -> Option<StateId> {
@@ -329,6 +349,12 @@ impl DeviceTrainer {
     /// The state is that after the last step that is known to have counted.
     fn name(&mut self, known: &[(Step, StepOutcome)]) {
         if let Some((step, _)) = known.last() {
+            self.counted += known.len() as u64;
+            if self.counted >= SETTLED && self.counted - (known.len() as u64) < SETTLED
+                && let Some(memory) = self.stepper.memory()
+            {
+                tracing::info!("device memory: {memory}");
+            }
             let lineage = self.host.id.map(|id| id.lineage).unwrap_or_default();
             self.host.id = Some(StateId { lineage, generation: self.generation, step: *step });
         }

@@ -16,12 +16,14 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
+use lockstep_cuda::Usage;
 use lockstep_proto::ids::Step;
 use lockstep_proto::recipe::{BatchNorm, Precision, Recipe, Reduction, Solver};
 use lockstep_torch::{TorchError, composed};
 use tch::{Kind, Tensor};
 
 use super::gpu::{Gpu, GpuError, Place, Stream, Work};
+use super::memory::Memory;
 use crate::exec::{Passes, Slice, Tape, slices};
 use crate::optim::Optimizer;
 use crate::program::{FlatLayout, Norm, Op, Param, ParamId, Program, Segment, Slot};
@@ -323,6 +325,18 @@ impl Body {
             b.f_copy_(&kept)?;
         }
         Ok(true)
+    }
+
+    /// What it takes, by part.
+    pub fn memory(&self, usage: Usage) -> Memory {
+        let rounded = (self.kind == Kind::BFloat16).then_some(&self.rounded);
+        let leaves = self.leaves.iter().filter(|_| self.is_ordered());
+        Memory::new(usage)
+            .with("weights", [&self.state.master].into_iter().chain(rounded))
+            .with("optimizer", self.state.buffers.iter().map(|buffer| &buffer.values))
+            .with("gradient", [&self.gradient].into_iter().chain(leaves))
+            .with("average", self.average.iter().map(|(values, _)| values))
+            .with("batches", self.places.values().flat_map(|(images, targets)| [images, targets]))
     }
 
     /// The gradient of the last step, flat.
