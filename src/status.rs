@@ -23,6 +23,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// The event of an end.
 const ENDED: &str = "ended";
 
+const GIB: f64 = (1_u64 << 30) as f64;
+
 /// `lockstep status`
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -82,6 +84,16 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             member.last_step,
             member.last_report_age_s
         ));
+        for gpu in &member.gpus {
+            output::line(format!(
+                "    {}  busy {} %  memory {:.1} of {:.1} GiB  {} °C",
+                gpu.device,
+                gpu.utilization_percent,
+                gpu.memory_used as f64 / GIB,
+                gpu.memory_total as f64 / GIB,
+                gpu.temperature_c
+            ));
+        }
     }
     if let Some(event) = &status.last_event {
         output::line(format!("last: {event}"));

@@ -14,6 +14,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use lockstep_proto::message::GpuHealth;
 use lockstep_proto::status::{Phase, Status};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
@@ -93,6 +94,15 @@ async fn metrics(State(seen): State<watch::Receiver<Seen>>) -> Response {
     answer(&seen, |status| ([(header::CONTENT_TYPE, OPENMETRICS)], exposition(&status)))
 }
 
+/// What workers tell of each of their GPUs.
+type GpuGauge = (&'static str, &'static str, fn(&GpuHealth) -> f64);
+const GPU_GAUGES: [GpuGauge; 4] = [
+    ("gpu_utilization", "Share of the last moments in which a kernel ran", |gpu| f64::from(gpu.utilization_percent) / 100.0),
+    ("gpu_memory_used_bytes", "Device memory in use", |gpu| gpu.memory_used as f64),
+    ("gpu_memory_total_bytes", "Device memory", |gpu| gpu.memory_total as f64),
+    ("gpu_temperature_celsius", "Temperature of the GPU", |gpu| f64::from(gpu.temperature_c)),
+];
+
 /// The state as gauges. What is unknown is left out.
 fn exposition(status: &Status) -> String {
     let mut registry = Registry::with_prefix("lockstep");
@@ -120,6 +130,14 @@ fn exposition(status: &Status) -> String {
     gauge("images_per_second", "Of all ranks together, lately", status.images_per_s);
     gauge("remaining_seconds", "To the end at that rate", status.eta_s);
     gauge("updated_timestamp_seconds", "When this was true", Some(status.updated_unix_s));
+    for (name, help, of) in GPU_GAUGES {
+        let family = Family::<Vec<(&str, String)>, Gauge<f64, std::sync::atomic::AtomicU64>>::default();
+        for (member, gpu) in status.members.iter().flat_map(|member| member.gpus.iter().map(move |gpu| (member, gpu))) {
+            let labels = vec![("worker", member.worker.0.clone()), ("device", gpu.device.clone())];
+            family.get_or_create(&labels).set(of(gpu));
+        }
+        registry.register(name, help, family);
+    }
     let phases = Family::<Vec<(&str, String)>, Gauge>::default();
     for phase in Phase::ALL {
         phases.get_or_create(&vec![("phase", phase.name().to_owned())]).set((phase == status.phase).into());
@@ -133,9 +151,38 @@ fn exposition(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::ids::Step;
+    use lockstep_proto::ids::{Step, WorkerId};
+    use lockstep_proto::status::MemberStatus;
 
     use super::*;
+
+    #[test]
+    fn gpus_are_told_by_worker_and_device() {
+        let gpu = GpuHealth {
+            device: "cuda:1".into(),
+            utilization_percent: 97,
+            memory_used: 1 << 30,
+            memory_total: 80 << 30,
+            temperature_c: 64,
+        };
+        let member = MemberStatus {
+            worker: WorkerId("w".into()),
+            host: "h".into(),
+            pid: 1,
+            devices: vec!["cuda:1".into()],
+            ranks: Vec::new(),
+            last_step: Step(0),
+            last_report_age_s: 0.0,
+            gpus: vec![gpu],
+        };
+        let text = exposition(&Status { members: vec![member], ..Status::default() });
+        for line in [
+            "lockstep_gpu_utilization{worker=\"w\",device=\"cuda:1\"} 0.97",
+            "lockstep_gpu_temperature_celsius{worker=\"w\",device=\"cuda:1\"} 64.0",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
+        }
+    }
 
     #[test]
     fn the_exposition_has_what_is_known_and_leaves_out_what_is_not() {

@@ -375,6 +375,23 @@ pub struct Progress {
     pub generation: Generation,
     /// Those of this worker.
     pub ranks: Vec<RankProgress>,
+    /// Its GPUs, where the driver tells.
+    pub gpus: Vec<GpuHealth>,
+}
+
+/// How a GPU is, as the driver tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct GpuHealth {
+    /// `cuda:0`
+    pub device: String,
+    /// Share of the last moments in which a kernel ran, percent.
+    pub utilization_percent: u32,
+    /// Bytes in use, by whomever.
+    pub memory_used: u64,
+    /// Bytes that it has.
+    pub memory_total: u64,
+    /// Degrees Celsius.
+    pub temperature_c: u32,
 }
 
 /// How far one rank is within what it does.

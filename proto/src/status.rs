@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::ids::{Epoch, Generation, Lineage, Rank, Step, WorkerId};
+use crate::message::GpuHealth;
 
 /// A run, seen from outside. `--json` prints exactly this.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -122,6 +123,9 @@ pub struct MemberStatus {
     pub last_step: Step,
     /// Seconds since it was last heard.
     pub last_report_age_s: f64,
+    /// How its GPUs are, where it tells.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuHealth>,
 }
 
 /// What may be asked of a run.

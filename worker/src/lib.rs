@@ -33,6 +33,7 @@ pub mod evaluate_cmd;
 pub mod exit;
 pub mod export;
 pub mod gate;
+mod health;
 pub mod isa;
 pub mod panic;
 pub mod replica;

@@ -24,6 +24,9 @@ const HALF_STEPS: u32 = 9;
 
 impl Engine {
     pub(super) fn on_progress(&mut self, stream: StreamId, said: &Said) {
+        if let Some(peer) = self.roster.get_mut(stream) {
+            peer.gpus.clone_from(&said.gpus);
+        }
         let Some(world) = &mut self.world else { return };
         if said.generation != world.generation {
             return; // fenced; that it was heard counts

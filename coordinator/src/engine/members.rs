@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lockstep_proto::ids::{StateId, Step, WorkerId};
-use lockstep_proto::message::{Hello, Ready};
+use lockstep_proto::message::{GpuHealth, Hello, Ready};
 
 use super::event::StreamId;
 
@@ -36,6 +36,8 @@ pub(super) struct Peer {
     pub(super) step: Step,
     /// It asked to go.
     pub(super) is_leaving: bool,
+    /// How its GPUs are.
+    pub(super) gpus: Vec<GpuHealth>,
 }
 
 impl Peer {
@@ -48,6 +50,7 @@ impl Peer {
             heard: now,
             step: Step(0),
             is_leaving: false,
+            gpus: Vec::new(),
         }
     }
 

@@ -145,6 +145,7 @@ impl Engine {
                     ranks,
                     last_step: peer.step,
                     last_report_age_s: now.saturating_sub(peer.heard).as_secs_f64(),
+                    gpus: peer.gpus.clone(),
                 }
             })
             .collect();

@@ -4,7 +4,7 @@ use super::pb::{self, from_worker::Kind};
 use super::{WireError, component, exit_code, need, optional_text, text};
 use crate::ids::{Epoch, Generation, Lineage, Rank, StateId, Step, WorkerId};
 use crate::message::{
-    CheckpointBad, CheckpointSaved, Complaint, DataIdentity, EvalReport, FromWorker, Halted, Hello, Leaving, Left,
+    CheckpointBad, CheckpointSaved, Complaint, DataIdentity, EvalReport, FromWorker, GpuHealth, Halted, Hello, Leaving, Left,
     Progress, RankProgress, Ready, Skipped, StepReport, StepTimes, Synced,
 };
 
@@ -269,7 +269,32 @@ impl From<Progress> for pb::Progress {
             beats: rank.beats,
             is_waiting: rank.is_waiting,
         };
-        Self { generation: m.generation.0, ranks: m.ranks.into_iter().map(of).collect() }
+        let gpus = m.gpus.into_iter().map(Into::into).collect();
+        Self { generation: m.generation.0, ranks: m.ranks.into_iter().map(of).collect(), gpus }
+    }
+}
+
+impl From<GpuHealth> for pb::GpuHealth {
+    fn from(m: GpuHealth) -> Self {
+        Self {
+            device: m.device,
+            utilization_percent: m.utilization_percent,
+            memory_used_bytes: m.memory_used,
+            memory_total_bytes: m.memory_total,
+            temperature_c: m.temperature_c,
+        }
+    }
+}
+
+impl From<pb::GpuHealth> for GpuHealth {
+    fn from(m: pb::GpuHealth) -> Self {
+        Self {
+            device: m.device,
+            utilization_percent: m.utilization_percent,
+            memory_used: m.memory_used_bytes,
+            memory_total: m.memory_total_bytes,
+            temperature_c: m.temperature_c,
+        }
     }
 }
 
@@ -280,7 +305,8 @@ impl From<pb::Progress> for Progress {
             beats: rank.beats,
             is_waiting: rank.is_waiting,
         };
-        Self { generation: Generation(m.generation), ranks: m.ranks.into_iter().map(of).collect() }
+        let gpus = m.gpus.into_iter().map(Into::into).collect();
+        Self { generation: Generation(m.generation), ranks: m.ranks.into_iter().map(of).collect(), gpus }
     }
 }
 

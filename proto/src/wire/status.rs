@@ -101,6 +101,7 @@ impl From<MemberStatus> for pb::MemberStatus {
             ranks: m.ranks.into_iter().map(|rank| rank.0).collect(),
             last_step: m.last_step.0,
             last_report_age_s: m.last_report_age_s,
+            gpus: m.gpus.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -117,6 +118,7 @@ impl TryFrom<pb::MemberStatus> for MemberStatus {
             ranks: m.ranks.into_iter().map(Rank).collect(),
             last_step: Step(m.last_step),
             last_report_age_s: m.last_report_age_s,
+            gpus: m.gpus.into_iter().map(Into::into).collect(),
         })
     }
 }

@@ -76,6 +76,16 @@ impl Any {
         Skipped { position: self.u64(), file: self.text(), reason: self.text() }
     }
 
+    fn gpu(&mut self) -> GpuHealth {
+        GpuHealth {
+            device: self.text(),
+            utilization_percent: self.u32(),
+            memory_used: self.u64(),
+            memory_total: self.u64(),
+            temperature_c: self.u32(),
+        }
+    }
+
     fn worker(&mut self) -> WorkerId {
         WorkerId(self.some_text())
     }
@@ -153,6 +163,7 @@ impl Any {
                     beats: any.u64(),
                     is_waiting: any.bool(),
                 }),
+                gpus: self.list(Self::gpu),
             }),
             9 => FromWorker::Leaving(Leaving { reason: self.text() }),
             10 => FromWorker::CheckpointBad(CheckpointBad {
@@ -250,6 +261,7 @@ impl Any {
                 ranks: any.list(|any| Rank(any.u32())),
                 last_step: Step(any.u64()),
                 last_report_age_s: any.f64(),
+                gpus: any.list(Self::gpu),
             }),
             last_event: self.option(Self::some_text),
             started_unix_s: self.f64(),

@@ -70,6 +70,7 @@ functions! { CudaFunctions {
     device_name = "cuDeviceGetName" (*mut c_char, c_int, c_int) -> CudaResult;
     device_memory = "cuDeviceTotalMem_v2" (*mut usize, c_int) -> CudaResult;
     device_attribute = "cuDeviceGetAttribute" (*mut c_int, c_int, c_int) -> CudaResult;
+    device_pci = "cuDeviceGetPCIBusId" (*mut c_char, c_int, c_int) -> CudaResult;
     can_access = "cuDeviceCanAccessPeer" (*mut c_int, c_int, c_int) -> CudaResult;
     context_retain = "cuDevicePrimaryCtxRetain" (*mut RawContext, c_int) -> CudaResult;
     context_release = "cuDevicePrimaryCtxRelease_v2" (c_int) -> CudaResult;
@@ -193,6 +194,8 @@ pub struct About {
     pub memory: u64,
     /// Compute capability, major and minor.
     pub capability: (i32, i32),
+    /// Where it is plugged in, such as `0000:c1:00.0`: its name for other tools, whatever hides which devices.
+    pub pci_bus: String,
 }
 
 /// The CUDA driver, opened and initialised.
@@ -266,7 +269,13 @@ impl Driver {
             self.check("cuDeviceGetAttribute", minor)?;
             text(name.as_ptr())
         };
-        Ok(About { name, memory: memory as u64, capability })
+        let mut bus = [0 as c_char; 64];
+        // SAFETY: writes at most 63 bytes and a zero.
+        let pci_bus = unsafe {
+            self.check("cuDeviceGetPCIBusId", (functions.device_pci)(bus.as_mut_ptr(), 63, device))?;
+            text(bus.as_ptr())
+        };
+        Ok(About { name, memory: memory as u64, capability, pci_bus })
     }
 
     /// Whether the first device can read and write the second one's memory.

@@ -19,6 +19,7 @@ use super::setup::{Run, Workshop};
 use super::signs::expired;
 use crate::connect::Link;
 use crate::exit::Exit;
+use crate::health::Health;
 use crate::gate::Gate;
 use crate::replica::{Command, Event, Opening};
 
@@ -55,6 +56,8 @@ pub struct Session<W: Workshop> {
     /// A signal asked this worker to go, and the coordinator was asked.
     pub(super) leaving: Option<(Exit, Instant)>,
     tickets: u64,
+    /// GPUs.
+    pub(super) health: Health,
 }
 
 /// The open generation.
@@ -127,6 +130,7 @@ impl<W: Workshop> Session<W> {
             run_id: None,
         };
         Self {
+            health: Health::of(&config.devices),
             config,
             workshop: Arc::new(workshop),
             hello,

@@ -47,7 +47,7 @@ impl<W: Workshop> Session<W> {
         let replicas = self.run.iter().flat_map(|run| &run.replicas);
         let ranks = (0..).zip(replicas).filter_map(of).collect();
         let generation = open.map_or(Generation(0), |open| open.generation);
-        self.say(FromWorker::Progress(Progress { generation, ranks }));
+        self.say(FromWorker::Progress(Progress { generation, ranks, gpus: self.health.look() }));
         None
     }
 

@@ -162,7 +162,7 @@ impl Script {
             }
             self.now = next;
             for stream in alive {
-                let progress = Progress { generation: Generation(0), ranks: Vec::new() };
+                let progress = Progress { generation: Generation(0), ranks: Vec::new(), gpus: Vec::new() };
                 let effects = self.hear(*stream, FromWorker::Progress(progress));
                 if !effects.is_empty() {
                     return effects;
@@ -290,5 +290,5 @@ pub(super) fn notes(effects: &[Effect], of_kind: &str) -> Vec<serde_json::Value>
 
 pub(super) fn progress(generation: Generation, rank: u32, beats: u64, is_waiting: bool) -> FromWorker {
     let ranks = vec![RankProgress { rank: Rank(rank), beats, is_waiting }];
-    FromWorker::Progress(Progress { generation, ranks })
+    FromWorker::Progress(Progress { generation, ranks, gpus: Vec::new() })
 }

@@ -98,7 +98,7 @@ impl Worker {
             None => (Generation(0), Vec::new()),
         };
         let of = |rank| RankProgress { rank, beats: self.num_done, is_waiting: true };
-        self.is_ready.then(|| Progress { generation, ranks: ranks.into_iter().map(of).collect() })
+        self.is_ready.then(|| Progress { generation, ranks: ranks.into_iter().map(of).collect(), gpus: Vec::new() })
     }
 
     fn say(&mut self, message: FromWorker) {

@@ -104,6 +104,9 @@ EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device) {
   *value = attribute == 75 ? 9 : 0;
   return SUCCESS;
 }
+EXPORT int cuDeviceGetPCIBusId(char *bus, int len, int device) {
+  return snprintf(bus, (size_t)len, "0000:%02x:00.0", device) > 0 ? SUCCESS : INVALID_VALUE;
+}
 EXPORT int cuDeviceCanAccessPeer(int *can, int from, int to) { *can = from / 4 == to / 4; return SUCCESS; }
 EXPORT int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(uintptr_t)(device + 1); return SUCCESS; }
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device) { (void)device; return SUCCESS; }
