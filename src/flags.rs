@@ -8,6 +8,9 @@ use lockstep_proto::wire::TlsFiles;
 use crate::failure::Failure;
 use crate::output;
 
+/// What a recipe that says nothing of it has on GPUs.
+const ON_GPUS: [&str; 2] = ["train.reduction=fast", "train.bucket_bytes=8388608"];
+
 /// Which recipe, and what differs from it.
 #[derive(clap::Args)]
 pub struct RecipeArgs {
@@ -29,13 +32,14 @@ impl RecipeArgs {
         Ok(Recipe::load(name, &self.sets)?)
     }
 
-    /// The same for workers on these devices: on GPUs sums are in no promised order, unless the recipe says so.
+    /// The same for workers on these devices: on GPUs sums are in no promised order and go in larger buckets, unless the
+    /// recipe says otherwise.
     pub fn load_for(&self, devices: &str, otherwise: Option<&str>) -> Result<Recipe, Failure> {
         let is_gpu = devices.trim().starts_with("cuda") || devices.trim() == "all";
         let Some(name) = self.recipe.as_deref().or(otherwise).filter(|_| is_gpu) else {
             return self.load(otherwise);
         };
-        Ok(Recipe::load_over(&["train.reduction=fast".to_owned()], name, &self.sets)?)
+        Ok(Recipe::load_over(&ON_GPUS.map(str::to_owned), name, &self.sets)?)
     }
 }
 

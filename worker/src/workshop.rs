@@ -96,6 +96,7 @@ impl Workshop for Replicas {
                 let device = Device::new(*ordinal, args.libtorch.as_deref(), None).map_err(lost)?;
                 let options = Options {
                     deterministic: recipe.train.reduction == Reduction::Canonical,
+                    tf32: recipe.train.tf32,
                     graphs: args.graphs == When::Auto,
                     kernels: args.kernels == When::Auto && recipe.train.precision != Precision::Fp64,
                     kind: if recipe.train.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float },

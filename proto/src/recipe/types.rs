@@ -165,6 +165,9 @@ pub struct Train {
     pub batch: u64,
     /// Arithmetic of the replicas.
     pub precision: Precision,
+    /// On GPUs: whether fp32 products may round their factors to TF32's 10 bits, as PyTorch lets convolutions do. On CPUs it
+    /// changes nothing.
+    pub tf32: bool,
     /// Decides initialisation, order and augmentation.
     pub seed: u64,
     /// Over which samples BatchNorm takes its statistics.
@@ -340,6 +343,7 @@ impl Default for Train {
             max_steps: 0,
             batch: 128,
             precision: Precision::default(),
+            tf32: false,
             seed: 0,
             batch_norm: BatchNorm::default(),
             reduction: Reduction::default(),

@@ -26,6 +26,8 @@ const NAP: Duration = Duration::from_micros(50);
 pub struct Options {
     /// Keep to algorithms that give the same bits every time, in place of measuring which is fastest.
     pub deterministic: bool,
+    /// Let fp32 products round their factors to TF32.
+    pub tf32: bool,
     /// Capture steps as CUDA graphs where they can be.
     pub graphs: bool,
     /// Use our kernels where they are faster; with `deterministic` wherever they are there, since all ranks must decide alike.
@@ -65,7 +67,7 @@ impl CudaGpu {
     /// No memory.
     pub fn new(device: Device, options: Options) -> Result<Self, GpuError> {
         lockstep_torch::device::keep_bits(options.deterministic)?;
-        lockstep_torch::device::allow_tf32(false)?;
+        lockstep_torch::device::allow_tf32(options.tf32)?;
         let ordinal = device.ordinal() as usize;
         let ones = Tensor::f_ones([1], (Kind::Double, tch::Device::Cpu)).map_err(TorchError::from)?;
         let sound = ones.f_pin_memory(tch::Device::Cuda(ordinal)).map_err(TorchError::from)?;
