@@ -1,8 +1,8 @@
-//! `cargo xtask mutants`: whether the simulation finds bugs that it must find. Each is put into a copy of the checkout,
-//! and the simulation is run there: it has to fail, and to say with which seed.
+//! `cargo xtask mutants`: whether the simulation, and the tests of a device's course, find bugs that they must find. Each is
+//! put into a copy of the checkout, and the tests are run there: they have to fail, the simulation with a seed.
 //!
-//! `worker/tests/simulation/mutants/*.toml` say what to change: files, a text that stands in each exactly once, and what
-//! to put in its place.
+//! `worker/tests/*/mutants/*.toml` say what to change: files, a text that stands in each exactly once, and what to put in
+//! its place.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use serde::Deserialize;
 
 use crate::system::{System, output};
 
-const FOLDER: &str = "worker/tests/simulation/mutants";
+/// Tests of the worker that are tried: each has a folder of mutants, and says this when it fails.
+const SUITES: [(&str, &str); 2] = [("simulation", SEED), ("device", "test result: FAILED")];
 /// What a failing simulation prints before its seed.
 const SEED: &str = "reproduce: LOCKSTEP_SEED=";
 
@@ -34,44 +35,48 @@ struct Edit {
     replace: String,
 }
 
-/// Tries every mutant whose name contains `filter`.
+/// Tries every mutant whose name, such as `device/junk-counts`, contains `filter`.
 ///
 /// # Errors
 /// One of them survives, cannot be applied, or does not compile.
 pub fn run(system: &System, filter: &str) -> Result<()> {
     let copy = system.root.join("target/mutants/checkout");
-    let mut survivors = Vec::new();
-    for (name, mutant) in read(&system.root.join(FOLDER), filter)? {
-        copy_checkout(system, &copy)?;
-        apply(&copy, &mutant).with_context(|| format!("mutant {name}"))?;
-        eprintln!("{name}: {}", mutant.what);
-        simulate(system, &copy, &["--no-run"])?.map_err(|said| anyhow::anyhow!("{name} does not compile:\n{said}"))?;
-        match simulate(system, &copy, &[])? {
-            Err(said) if said.contains(SEED) => verdict(&said).iter().for_each(|line| println!("{name}: {line}")),
-            Err(said) => bail!("{name}: the simulation failed without naming a seed:\n{said}"),
-            Ok(()) => survivors.push(name),
+    let (mut survivors, mut count) = (Vec::new(), 0);
+    for (suite, sign) in SUITES {
+        for (name, mutant) in read(&system.root, suite, filter)? {
+            count += 1;
+            copy_checkout(system, &copy)?;
+            apply(&copy, &mutant).with_context(|| format!("mutant {name}"))?;
+            eprintln!("{name}: {}", mutant.what);
+            let built = test(system, (&copy, suite), &["--no-run"])?;
+            built.map_err(|said| anyhow::anyhow!("{name} does not compile:\n{said}"))?;
+            match test(system, (&copy, suite), &[])? {
+                Err(said) if said.contains(sign) => verdict(&said).iter().for_each(|line| println!("{name}: {line}")),
+                Err(said) => bail!("{name}: the tests of the {suite} failed without saying {sign:?}:\n{said}"),
+                Ok(()) => survivors.push(name),
+            }
         }
     }
+    if count == 0 {
+        bail!("no mutant has {filter:?} in its name");
+    }
     if !survivors.is_empty() {
-        bail!("the simulation did not find {}", survivors.join(", "));
+        bail!("not found: {}", survivors.join(", "));
     }
     Ok(())
 }
 
-fn read(folder: &Path, filter: &str) -> Result<Vec<(String, Mutant)>> {
-    let mut mutants = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+fn read(root: &Path, suite: &str, filter: &str) -> Result<Vec<(String, Mutant)>> {
+    let (folder, mut mutants) = (root.join("worker/tests").join(suite).join("mutants"), Vec::new());
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
         let path = entry?.path();
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = format!("{suite}/{}", path.file_stem().unwrap_or_default().to_string_lossy());
         if name.contains(filter) {
             let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             mutants.push((name, toml::from_str(&text).with_context(|| path.display().to_string())?));
         }
     }
     mutants.sort_by(|(a, _), (b, _)| a.cmp(b));
-    if mutants.is_empty() {
-        bail!("no mutant in {} has {filter:?} in its name", folder.display());
-    }
     Ok(mutants)
 }
 
@@ -108,10 +113,10 @@ fn apply(root: &Path, mutant: &Mutant) -> Result<()> {
     Ok(())
 }
 
-/// Runs the simulation in the copy; `Err` holds what it said. Not in the checkout's own target folder: the artifacts of
+/// Runs a suite in the copy; `Err` holds what it said. Not in the checkout's own target folder: the artifacts of
 /// both would have the same names.
-fn simulate(system: &System, copy: &Path, args: &[&str]) -> Result<Result<(), String>> {
-    let mut command = system.cargo(&["test", "-q", "-p", "lockstep-worker", "--test", "simulation"]);
+fn test(system: &System, (copy, suite): (&Path, &str), args: &[&str]) -> Result<Result<(), String>> {
+    let mut command = system.cargo(&["test", "-q", "-p", "lockstep-worker", "--test", suite]);
     command.args(args).current_dir(copy).env("CARGO_TARGET_DIR", system.root.join("target/mutants/target"));
     if std::env::var_os("LIBTORCH").is_none() {
         command.env("LIBTORCH", system.root.join(".libtorch"));
@@ -136,8 +141,9 @@ mod tests {
     #[test]
     fn every_mutant_can_be_applied_to_this_checkout() {
         let system = System::new(false);
-        let mutants = read(&system.root.join(FOLDER), "").unwrap();
-        assert!(mutants.len() >= 5, "{} mutants", mutants.len());
+        let of = |suite: &str| read(&system.root, suite, "").unwrap();
+        let mutants: Vec<_> = SUITES.iter().flat_map(|(suite, _)| of(suite)).collect();
+        assert!(mutants.len() >= 16, "{} mutants", mutants.len());
         for (name, Mutant { edit, .. }) in mutants {
             for Edit { file, find, replace } in edit {
                 let text = fs::read_to_string(system.root.join(&file)).unwrap();
