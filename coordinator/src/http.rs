@@ -97,7 +97,9 @@ async fn metrics(State(seen): State<watch::Receiver<Seen>>) -> Response {
 /// What workers tell of each of their GPUs.
 type GpuGauge = (&'static str, &'static str, fn(&GpuHealth) -> f64);
 const GPU_GAUGES: [GpuGauge; 4] = [
-    ("gpu_utilization", "Share of the last moments in which a kernel ran", |gpu| f64::from(gpu.utilization_percent) / 100.0),
+    ("gpu_utilization", "Share of the last moments in which a kernel ran", |gpu| {
+        f64::from(gpu.utilization_percent) / 100.0
+    }),
     ("gpu_memory_used_bytes", "Device memory in use", |gpu| gpu.memory_used as f64),
     ("gpu_memory_total_bytes", "Device memory", |gpu| gpu.memory_total as f64),
     ("gpu_temperature_celsius", "Temperature of the GPU", |gpu| f64::from(gpu.temperature_c)),

@@ -95,7 +95,13 @@ impl Fleet {
             .and_then(|log| log.try_clone().map(|second| (log, second)))
             .map_err(|error| Failure::unwritable(&path, error))?;
         let mut command = Command::new(&self.spec.program);
-        command.args(&self.spec.args).arg("--devices").arg(&self.spec.devices[slot]).stdin(Stdio::piped()).stdout(second).stderr(log);
+        command
+            .args(&self.spec.args)
+            .arg("--devices")
+            .arg(&self.spec.devices[slot])
+            .stdin(Stdio::piped())
+            .stdout(second)
+            .stderr(log);
         // Set before libtorch loads: a chunk is computed with one intra-op thread.
         command.env("OMP_NUM_THREADS", "1");
         if self.spec.shares_gpu(slot) {

@@ -42,6 +42,7 @@ pub mod sync;
 pub mod workshop;
 
 mod average;
+mod devices;
 mod evaluate;
 pub mod exec;
 mod load;

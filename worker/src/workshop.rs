@@ -92,7 +92,8 @@ impl Workshop for Replicas {
                 Ok(Box::new(DeviceTrainer::new(recipe, data, Box::new(gpu), self.threads)?))
             }
             Place::Cuda { ordinal, args } => {
-                let lost = |error: CudaError| ComputeError::fatal(error.exit_code(), format!("cuda:{ordinal}: {error}"));
+                let lost =
+                    |error: CudaError| ComputeError::fatal(error.exit_code(), format!("cuda:{ordinal}: {error}"));
                 let device = Device::new(*ordinal, args.libtorch.as_deref(), None).map_err(lost)?;
                 let options = Options {
                     deterministic: recipe.train.reduction == Reduction::Canonical,

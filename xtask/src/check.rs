@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::system::{System, output};
 
 /// Crates in which `unsafe` is allowed, because they are foreign interfaces.
-const FOREIGN: [&str; 4] = ["worker/torch/", "worker/jpeg/", "worker/nccl/", "worker/kernels/"];
+const FOREIGN: [&str; 5] = ["worker/torch/", "worker/jpeg/", "worker/nccl/", "worker/kernels/", "worker/cuda/"];
 /// No file is longer.
 const MAX_LINES: usize = 500;
 
@@ -160,7 +160,7 @@ mod tests {
         let lines = [concat!("un", "safe { x() }"), concat!("#[", "ignore]")].join("\n");
         let findings = of_file(&source("coordinator/src/x.rs", &lines));
         assert_eq!(findings.len(), 2, "{findings:?}");
-        for folder in ["worker/torch", "worker/jpeg", "worker/kernels"] {
+        for folder in ["worker/torch", "worker/jpeg", "worker/kernels", "worker/cuda"] {
             assert!(of_file(&source(&format!("{folder}/src/ffi.rs"), concat!("un", "safe { x() }"))).is_empty());
         }
         assert_eq!(of_file(&source("worker/data/src/x.rs", concat!("un", "safe { x() }"))).len(), 1);

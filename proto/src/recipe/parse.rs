@@ -62,11 +62,7 @@ impl Recipe {
         toml::to_string(self).unwrap_or_default()
     }
 
-    fn build(
-        text: &str,
-        source: &str,
-        (defaults, sets): (&[String], &[String]),
-    ) -> Result<Self, RecipeError> {
+    fn build(text: &str, source: &str, (defaults, sets): (&[String], &[String])) -> Result<Self, RecipeError> {
         let mut settings = defaults.iter().map(|set| parse_set(set)).collect::<Result<Vec<_>, _>>()?;
         settings.extend(file_settings(text, source)?);
         for set in sets {

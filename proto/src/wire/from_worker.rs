@@ -4,8 +4,8 @@ use super::pb::{self, from_worker::Kind};
 use super::{WireError, component, exit_code, need, optional_text, text};
 use crate::ids::{Epoch, Generation, Lineage, Rank, StateId, Step, WorkerId};
 use crate::message::{
-    CheckpointBad, CheckpointSaved, Complaint, DataIdentity, EvalReport, FromWorker, GpuHealth, Halted, Hello, Leaving, Left,
-    Progress, RankProgress, Ready, Skipped, StepReport, StepTimes, Synced,
+    CheckpointBad, CheckpointSaved, Complaint, DataIdentity, EvalReport, FromWorker, GpuHealth, Halted, Hello, Leaving,
+    Left, Progress, RankProgress, Ready, Skipped, StepReport, StepTimes, Synced,
 };
 
 impl From<FromWorker> for pb::FromWorker {

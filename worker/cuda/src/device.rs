@@ -7,8 +7,8 @@ use std::sync::Arc;
 use lockstep_collective::{CollectiveError, Op};
 use lockstep_kernels::{KernelError, Launch, Module, Nvrtc, folders_beside};
 use lockstep_nccl::{Context, DataType, DevicePtr, Driver, Event, NcclMesh, Stream as Driven};
-use lockstep_torch::device::{self, Stream};
 use lockstep_torch::TorchError;
+use lockstep_torch::device::{self, Stream};
 use tch::{Kind, Tensor};
 
 use crate::{CudaError, Fused, Graphs, Launcher, open};

@@ -37,7 +37,8 @@ pub(crate) fn search(surroundings: &Surroundings) -> Vec<(PathBuf, &'static str)
         found.push((folder.join("lib"), "in lib beside this program"));
         found.push((folder.join("libtorch/lib"), "in libtorch beside this program"));
     }
-    let installed = surroundings.packages.iter().map(|packages| (packages.join("torch/lib"), "in an installed PyTorch"));
+    let installed =
+        surroundings.packages.iter().map(|packages| (packages.join("torch/lib"), "in an installed PyTorch"));
     found.extend(installed);
     found
 }

@@ -327,7 +327,10 @@ impl Fused {
     fn memory(&self, tensor: &Tensor, kind: Kind) -> Result<Memory, TorchError> {
         if tensor.kind() != kind || tensor.device() != self.launcher.place() {
             let (is, on) = (tensor.kind(), tensor.device());
-            return Err(TorchError::new(format!("a kernel wants {kind:?} on {:?}: {is:?} on {on:?}", self.launcher.place())));
+            return Err(TorchError::new(format!(
+                "a kernel wants {kind:?} on {:?}: {is:?} on {on:?}",
+                self.launcher.place()
+            )));
         }
         let (address, bytes) = torch::device::memory(tensor)?;
         // SAFETY: memory of a tensor on the launcher's device. Launches go to the stream to which libtorch enqueues in this

@@ -33,10 +33,8 @@ pub fn open(explicit: Option<&Path>) -> Result<Found, CudaError> {
     }
     let found = choose(candidates(explicit), &device::version())?;
     let folders = [found.folder.clone()];
-    device::open(&folders).map_err(|error| CudaError::Open {
-        path: found.folder.join(device::LIBRARY),
-        why: error.message,
-    })?;
+    device::open(&folders)
+        .map_err(|error| CudaError::Open { path: found.folder.join(device::LIBRARY), why: error.message })?;
     tracing::info!("libtorch {} for CUDA: {}", device::version(), found.folder.display());
     Ok(opened.insert(found).clone())
 }

@@ -13,8 +13,8 @@ use lockstep_proto::split::num_chunks;
 use serde_json::json;
 
 use super::median;
-use crate::compute::StepOutcome;
 use crate::args::{BenchStepArgs, cores};
+use crate::compute::StepOutcome;
 use crate::exit::Exit;
 use crate::isa;
 use crate::session::Workshop as _;

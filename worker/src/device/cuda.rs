@@ -257,7 +257,8 @@ impl Gpu for CudaGpu {
     }
 
     fn upload(&mut self, stream: Stream, _: Place, to: &mut Tensor, values: &[f64]) -> Result<(), GpuError> {
-        let is_free = |(room, mark): &(Tensor, Mark)| room.numel() == values.len() && mark.is_reached().unwrap_or(false);
+        let is_free =
+            |(room, mark): &(Tensor, Mark)| room.numel() == values.len() && mark.is_reached().unwrap_or(false);
         let at = match self.uploads.iter().position(is_free) {
             Some(at) => at,
             None => {

@@ -13,7 +13,8 @@ pub struct Memory {
 }
 
 /// What helps, largest effect first.
-pub const REMEDY: &str = "lower train.batch, spread it over more workers, use train.precision = \"bf16\", or smaller images";
+pub const REMEDY: &str =
+    "lower train.batch, spread it over more workers, use train.precision = \"bf16\", or smaller images";
 
 impl Memory {
     /// Of a device that uses so much in all.

@@ -78,9 +78,10 @@ impl Resident {
         staged: &mut Staged,
         (images, targets): (&Tensor, &mut Tensor),
     ) -> Result<(), TorchError> {
-        let draws = chosen.augmentations.iter().flat_map(|a| {
-            Draw { down: a.down as i16, right: a.right as i16, flip: a.flip }.to_bytes()
-        });
+        let draws = chosen
+            .augmentations
+            .iter()
+            .flat_map(|a| Draw { down: a.down as i16, right: a.right as i16, flip: a.flip }.to_bytes());
         let told: Vec<f64> = chosen.labels.iter().flat_map(|label| [*label as f64, *label as f64, 1.0]).collect();
         let [samples_host, draws_host, targets_host] = &mut staged.host;
         write(samples_host, &chosen.samples)?;

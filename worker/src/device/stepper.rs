@@ -15,13 +15,13 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-use super::{average, ballot};
 use super::body::{Body, Frame, TARGET, control};
 use super::captures::{Captures, Mode, Shape};
 use super::gpu::{Event, Gpu, GpuError, Place, Stream, Work};
 use super::memory::Memory;
 use super::pending::{DEPTH, Enqueue, Pending, gpu_error};
 use super::resident::{Resident, Staged};
+use super::{average, ballot};
 use crate::compute::{EvalOutcome, StepOutcome};
 use crate::pulse::Pulse;
 use crate::shard::Shard;

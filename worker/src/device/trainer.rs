@@ -350,7 +350,8 @@ impl DeviceTrainer {
     fn name(&mut self, known: &[(Step, StepOutcome)]) {
         if let Some((step, _)) = known.last() {
             self.counted += known.len() as u64;
-            if self.counted >= SETTLED && self.counted - (known.len() as u64) < SETTLED
+            if self.counted >= SETTLED
+                && self.counted - (known.len() as u64) < SETTLED
                 && let Some(memory) = self.stepper.memory()
             {
                 tracing::info!("device memory: {memory}");

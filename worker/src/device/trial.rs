@@ -34,7 +34,9 @@ pub fn fused(device: &Device, options: Options) -> Option<Fused> {
     let own = Norms::new(Some(fused.clone()), options.kind);
     let place = tch::Device::Cuda(device.ordinal() as usize);
     let drain = || drain(device);
-    match time(&composed, (place, options.kind), &drain).and_then(|c| Ok((c, time(&own, (place, options.kind), &drain)?))) {
+    match time(&composed, (place, options.kind), &drain)
+        .and_then(|c| Ok((c, time(&own, (place, options.kind), &drain)?)))
+    {
         Ok((theirs, ours)) => {
             let (theirs, ours) = (theirs.as_secs_f64() * 1e6, ours.as_secs_f64() * 1e6);
             tracing::info!("BatchNorm, forward and backward: {ours:.0} µs by kernels, {theirs:.0} µs by libtorch");

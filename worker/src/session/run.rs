@@ -19,8 +19,8 @@ use super::setup::{Run, Workshop};
 use super::signs::expired;
 use crate::connect::Link;
 use crate::exit::Exit;
-use crate::health::Health;
 use crate::gate::Gate;
+use crate::health::Health;
 use crate::replica::{Command, Event, Opening};
 
 /// How long a farewell may take: the checkpoint in hand, then the stream.

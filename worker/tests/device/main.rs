@@ -2,9 +2,9 @@
 //! sound, that fail, and that complete with junk.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test may panic")]
 
+mod kernels;
 #[path = "../mesh/mod.rs"]
 mod mesh;
-mod kernels;
 mod recorder;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,9 +13,7 @@ use std::sync::{Arc, Mutex};
 use lockstep_collective::{Collective, CollectiveError, Layout, Op, Solo};
 use lockstep_proto::ids::{Epoch, Generation, Lineage, Rank, SampleRange, StateId, Step};
 use lockstep_proto::message::StepPlan;
-use lockstep_proto::recipe::{
-    Arch, BatchNorm, DataKind, Evaluate, FrozenBn, Group, Precision, Recipe, Reduction,
-};
+use lockstep_proto::recipe::{Arch, BatchNorm, DataKind, Evaluate, FrozenBn, Group, Precision, Recipe, Reduction};
 use lockstep_worker::compute::{Compute, ComputeError, Named};
 use lockstep_worker::device::{DeviceTrainer, HostGpu};
 use lockstep_worker::trainer;

@@ -111,8 +111,7 @@ impl Body {
         let (first, second) = (list.remove(0), list.pop());
         let on = &self.tapes[tape];
         let arriving = (&first.tensor, second.as_ref().map(|g| &g.tensor));
-        let gated =
-            self.norms.gate(arriving, (on.value(y)?, act), (on.value(x)?, statistics), &mut message)?;
+        let gated = self.norms.gate(arriving, (on.value(y)?, act), (on.value(x)?, statistics), &mut message)?;
         self.tapes[tape].give(y, gated, true)?;
         let of_leaf = |id| view_of(&self.leaves[tape], &self.program, &self.layout, id);
         let (mut d_gamma, mut d_beta) = (of_leaf(of.gamma)?, of_leaf(of.beta)?);

@@ -61,16 +61,16 @@ mod tests {
         let mut values: Vec<f64> = (0..n * k).map(|i| f64::from((i * 37 % 23) as i32) / 4.0 - 2.0).collect();
         values[3] = values[5];
         let labels = [3_i64, 0, 6, 2, 2];
-        let mixed: Vec<Partner> = [(0, 1.0), (5, 0.3), (6, 0.75), (1, 0.5), (4, 0.0)]
-            .map(|(label, keep)| Partner { label, keep })
-            .to_vec();
+        let mixed: Vec<Partner> =
+            [(0, 1.0), (5, 0.3), (6, 0.75), (1, 0.5), (4, 0.0)].map(|(label, keep)| Partner { label, keep }).to_vec();
         for (partners, smoothing) in [(&[][..], 0.0), (&[][..], 0.1), (&mixed[..], 0.0), (&mixed[..], 0.1)] {
             let mut want = vec![0.0_f64; values.len()];
             let targets = Targets { labels: &labels, partners, smoothing };
             let counts = exec::cross_entropy(&values, targets, batch, Some(&mut want));
             let rows: Vec<f64> = (0..n)
                 .flat_map(|i| {
-                    let Partner { label, keep } = partners.get(i).copied().unwrap_or(Partner { label: labels[i], keep: 1.0 });
+                    let Partner { label, keep } =
+                        partners.get(i).copied().unwrap_or(Partner { label: labels[i], keep: 1.0 });
                     [labels[i] as f64, label as f64, keep]
                 })
                 .collect();
