@@ -35,8 +35,24 @@ fn help_teaches_and_is_no_error() {
 
 #[test]
 fn a_gpu_is_78_with_the_remedy() {
-    let says = "error: --devices cuda:0: no GPU is visible to this process; ask the launcher for one";
+    let says = "error: --devices cuda:0: no GPU is visible to this process (";
     ends(&["worker", "--coordinator", "127.0.0.1:1", "--devices", "cuda:0"], 78, says);
+}
+
+/// With a driver that is a test double, and no CUDA half of libtorch.
+#[test]
+fn doctor_tells_what_there_is_for_gpus_and_what_lacks() {
+    let driver = lockstep_nccl_double::driver().to_string_lossy().into_owned();
+    let output = worker(&["--log", "error", "doctor", "--libtorch", "/nowhere", "--cuda-driver", &driver]);
+    assert_eq!(output.status.code(), Some(0));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["driver"]["says"], "CUDA 13.0");
+    assert_eq!(found["devices"].as_array().unwrap().len(), 8);
+    assert_eq!((&found["devices"][7]["name"], &found["devices"][7]["capability"]), (&"cuda:7".into(), &"9.0".into()));
+    assert_eq!(found["far"].as_array().unwrap().len(), 16, "four reach each other, and the other four");
+    assert_eq!(found["libtorch_cuda"]["ok"], false);
+    assert!(found["libtorch_cuda"]["says"].as_str().unwrap().contains("it was named (/nowhere)"), "{found}");
+    assert_eq!(found["graphs"]["ok"], false);
 }
 
 #[test]
