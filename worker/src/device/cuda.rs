@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lockstep_collective::{Collective, CollectiveError, Lane, Layout, Op, Solo};
 use lockstep_cuda::{CudaError, Device, Fused, Graph as Captured, Mark, Queue, Usage};
 use lockstep_nccl::NcclMesh;
-use lockstep_proto::ids::Rank;
+use lockstep_proto::ids::{Rank, Step};
 use lockstep_torch::{Element, TorchError, copy_later, read, write};
 use tch::{Kind, Tensor};
 
@@ -166,6 +166,22 @@ impl CudaGpu {
         Ok(done?)
     }
 
+    /// A sum over each communicator on scratch memory: connections are made now, and not within the first step. What fails
+    /// here, the first step is told.
+    fn warm_up(&self) -> Result<(), GpuError> {
+        let Some(mesh) = self.mesh() else { return Ok(()) };
+        for (stream, lane, kind) in
+            [(Stream::Compute, Lane::Norm, Kind::Double), (Stream::Buckets, Lane::Buckets, Kind::Float)]
+        {
+            let op = Op { lane, step: Step(0), name: "warm-up", index: 0 };
+            self.queue(stream).enter()?;
+            let scratch = Tensor::f_zeros([1], (kind, self.device())).map_err(TorchError::from);
+            self.device.compute.enter()?;
+            let _ = self.queue(stream).all_reduce(mesh, &op, &scratch?);
+        }
+        Ok(())
+    }
+
     fn reduce<T: Element>(
         &mut self,
         stream: Stream,
@@ -279,6 +295,14 @@ impl Gpu for CudaGpu {
         Ok(plain.f_pin_memory(self.device()).map_err(TorchError::from)?)
     }
 
+    fn release(&mut self, _: Place, read: Option<Event>) -> Result<(), GpuError> {
+        // One that is forgotten lies thousands of points back.
+        match read.filter(|event| event.0 >= self.first) {
+            Some(event) => self.attend(self.mark(event)?, "the copy of a batch"),
+            None => Ok(()),
+        }
+    }
+
     fn is_done(&mut self, event: Event) -> Result<bool, GpuError> {
         if let Some(mesh) = self.mesh() {
             mesh.check()?;
@@ -353,7 +377,7 @@ impl Gpu for CudaGpu {
         self.device.compute.enter()?;
         self.collective = collective;
         let _ = self.sound.f_fill_(1.0).map_err(TorchError::from)?;
-        Ok(())
+        self.warm_up()
     }
 
     fn poison(&mut self) -> Result<(), GpuError> {

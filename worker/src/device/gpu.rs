@@ -23,6 +23,8 @@ pub enum Stream {
 pub enum Place {
     /// Rate, nonce and the other numbers of a step that come from the host.
     Control,
+    /// Room of the host from which a batch is copied, in a ring.
+    Staging(u32),
     /// Images and labels.
     Batch,
     /// Master weights.
@@ -150,6 +152,12 @@ pub trait Gpu: Send {
     /// # Errors
     /// What libtorch says.
     fn host_room(&self, len: usize, kind: Kind) -> Result<Tensor, GpuError>;
+
+    /// Waits until the host may write `place`, which work reads that was enqueued before `read`.
+    ///
+    /// # Errors
+    /// The device is lost, or does not come to it in time.
+    fn release(&mut self, place: Place, read: Option<Event>) -> Result<(), GpuError>;
 
     /// Whether an event has happened.
     ///

@@ -106,6 +106,10 @@ impl Gpu for HostGpu {
         Ok(Tensor::f_zeros([len as i64], (kind, Device::Cpu)).map_err(TorchError::from)?)
     }
 
+    fn release(&mut self, _: Place, _: Option<Event>) -> Result<(), GpuError> {
+        Ok(())
+    }
+
     fn is_done(&mut self, _: Event) -> Result<bool, GpuError> {
         Ok(true)
     }

@@ -7,7 +7,7 @@ use lockstep_torch::{TorchError, copy_later, write};
 use tch::{Device, Kind, Tensor};
 
 use super::body::TARGET;
-use super::gpu::{Gpu, GpuError};
+use super::gpu::{Event, Gpu, GpuError};
 
 /// See the module.
 pub struct Resident {
@@ -18,6 +18,10 @@ pub struct Resident {
 
 /// Where a choice waits on the host until the device has copied it, and where it goes.
 pub struct Staged {
+    /// Which.
+    pub slot: u32,
+    /// Behind the last copy.
+    pub read: Option<Event>,
     host: [Tensor; 3],
     device: [Tensor; 2],
 }
@@ -54,7 +58,7 @@ impl Resident {
     ///
     /// # Errors
     /// No memory.
-    pub fn room(gpu: &dyn Gpu, n: usize) -> Result<Staged, GpuError> {
+    pub fn room(gpu: &dyn Gpu, n: usize, slot: u32) -> Result<Staged, GpuError> {
         let bytes = n * Draw::BYTES as usize;
         let host = [
             gpu.host_room(n, Kind::Int64)?,
@@ -64,7 +68,12 @@ impl Resident {
         let on_device = |of: &Tensor| Tensor::f_zeros(of.size().as_slice(), (of.kind(), gpu.device()));
         let device = [on_device(&host[0]), on_device(&host[1])];
         let [samples, draws] = device;
-        Ok(Staged { host, device: [samples.map_err(TorchError::from)?, draws.map_err(TorchError::from)?] })
+        Ok(Staged {
+            slot,
+            read: None,
+            host,
+            device: [samples.map_err(TorchError::from)?, draws.map_err(TorchError::from)?],
+        })
     }
 
     /// Enqueues the images of a choice, into `images` (f32 `[n, h, w, c]`) and `targets` (f64 `[n, 3]`).

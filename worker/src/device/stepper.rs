@@ -32,8 +32,11 @@ const EVAL_BATCH: u64 = 512;
 
 /// Where a batch waits on the host until the device has copied it.
 struct Staging {
+    slot: u32,
     images: Tensor,
     targets: Tensor,
+    /// Behind the last copy.
+    read: Option<Event>,
 }
 
 /// Everything but the state's copy on the host.
@@ -55,6 +58,8 @@ pub struct Stepper {
     resident: Option<Resident>,
     /// Counts batches.
     loaded: usize,
+    /// Counts the room that they wait in.
+    slots: u32,
     shard: Option<Shard>,
 }
 
@@ -96,6 +101,7 @@ impl Stepper {
             captures: Captures::new(Step(0), None),
             stagings: BTreeMap::new(),
             loaded: 0,
+            slots: 0,
             shard: None,
             pulse: Arc::default(),
             recipe: recipe.clone(),
@@ -203,17 +209,21 @@ impl Stepper {
         let n = chosen.samples.len();
         let ring = self.choices.entry(n).or_default();
         while ring.len() < (DEPTH + 1) * self.body.tapes.len() {
-            ring.push(Resident::room(&*self.gpu, n)?);
+            self.slots += 1;
+            ring.push(Resident::room(&*self.gpu, n, self.slots)?);
         }
         self.loaded += 1;
         let at = self.loaded % ring.len();
         let (staged, body) = (&mut ring[at], &mut self.body);
         let split = if matches!(wanted, Wanted::Train(_)) { Split::Train } else { Split::Test };
-        let work = Work { name: "batch", reads: &[], writes: &[Place::Batch] };
+        let from = Place::Staging(staged.slot);
+        self.gpu.release(from, staged.read)?;
+        let work = Work { name: "batch", reads: &[from], writes: &[Place::Batch] };
         self.gpu.run(Stream::Compute, work, &mut || {
             let (images, mut targets) = body.place(tape, &[n, h, w, c].map(|x| x as i64))?;
             resident.take(split, &chosen, staged, (&images, &mut targets))
         })?;
+        staged.read = Some(self.gpu.record(Stream::Compute)?);
         Ok(Some(chosen.digest))
     }
 
@@ -228,11 +238,14 @@ impl Stepper {
             let targets = self.gpu.host_room(n * TARGET as usize, Kind::Double)?;
             let images = images.f_view(shape).map_err(TorchError::from)?;
             let targets = targets.f_view([n as i64, TARGET]).map_err(TorchError::from)?;
-            ring.push(Staging { images, targets });
+            self.slots += 1;
+            ring.push(Staging { slot: self.slots, images, targets, read: None });
         }
         self.loaded += 1;
         let at = self.loaded % ring.len();
         let staging = &mut ring[at];
+        let place = Place::Staging(staging.slot);
+        self.gpu.release(place, staging.read)?;
         let mut first = 0;
         for rows in pieces {
             let len = rows.labels.len() as i64;
@@ -242,8 +255,10 @@ impl Stepper {
             first += len;
         }
         let body = &mut self.body;
-        let work = Work { name: "batch", reads: &[], writes: &[Place::Batch] };
-        self.gpu.run(Stream::Compute, work, &mut || body.take_batch(tape, (&staging.images, &staging.targets)))
+        let work = Work { name: "batch", reads: &[place], writes: &[Place::Batch] };
+        self.gpu.run(Stream::Compute, work, &mut || body.take_batch(tape, (&staging.images, &staging.targets)))?;
+        staging.read = Some(self.gpu.record(Stream::Compute)?);
+        Ok(())
     }
 
     fn enqueue(&mut self, generation: Generation, plan: &StepPlan, batch: (&Frame, u64)) -> Result<(), GpuError> {

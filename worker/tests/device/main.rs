@@ -310,6 +310,18 @@ fn a_loss_that_is_no_number_changes_nothing_and_names_the_step() {
     assert_eq!(device.to_bytes(), spoiled);
 }
 
+/// Many batches in a row and nothing that waits for the device: an evaluation.
+#[test]
+fn room_on_the_host_is_filled_again_only_behind_its_copy() {
+    let mut recipe = recipe(Precision::Fp32);
+    recipe.train.reduction = Reduction::Canonical;
+    recipe.train.eval_chunk = 50;
+    let (mut device, log) = recorded(&recipe, false);
+    device.evaluate(Step(0)).unwrap();
+    let batches = log.lock().unwrap().trace.iter().filter(|what| *what == "compute batch").count();
+    assert_eq!((batches, &log.lock().unwrap().violations), (12, &Vec::new()));
+}
+
 #[test]
 fn a_generation_ends_in_the_only_order_that_is_safe() {
     let (mut device, log) = recorded(&recipe(Precision::Fp32), true);

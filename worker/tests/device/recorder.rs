@@ -194,6 +194,16 @@ impl Gpu for Recorder {
         self.inner.host_room(len, kind)
     }
 
+    fn release(&mut self, place: Place, read: Option<Event>) -> Result<(), GpuError> {
+        let mut log = self.log();
+        if let Some(event) = read {
+            let told = log.events[&event];
+            log.clocks[HOST].iter_mut().zip(told).for_each(|(have, told)| *have = (*have).max(told));
+        }
+        log.touch(HOST, "fill", place, true);
+        Ok(())
+    }
+
     fn is_done(&mut self, event: Event) -> Result<bool, GpuError> {
         // Never at once, so that steps are settled as late as on a device.
         let _ = event;
