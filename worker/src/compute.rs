@@ -175,6 +175,11 @@ pub trait Compute {
         self.id().map(|id| id.step)
     }
 
+    /// Kernels, copies and waits of a step, where steps are captured.
+    fn nodes(&self) -> Option<u64> {
+        None
+    }
+
     /// Evaluates the state, which is that after `step`, on the whole test set.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
 #include <nvtx3/nvToolsExt.h>
 
 #include <cstdint>
@@ -32,7 +33,7 @@ extern "C" {
 const char *lg_error() { return last.c_str(); }
 
 int lg_new(CUDAGraph **out) {
-  return guarded([&] { *out = new CUDAGraph(); });
+  return guarded([&] { *out = new CUDAGraph(true); });
 }
 
 // What this thread enqueues on its current stream, and on streams that wait for it, is captured from now on. Other
@@ -42,7 +43,19 @@ int lg_begin(CUDAGraph *graph) {
 }
 
 int lg_end(CUDAGraph *graph) {
-  return guarded([&] { graph->capture_end(); });
+  return guarded([&] {
+    graph->capture_end();
+    graph->instantiate();
+  });
+}
+
+// Kernels, copies and waits in it.
+int lg_nodes(CUDAGraph *graph, uint64_t *out) {
+  return guarded([&] {
+    size_t count = 0;
+    C10_CUDA_CHECK(cudaGraphGetNodes(graph->raw_cuda_graph(), nullptr, &count));
+    *out = count;
+  });
 }
 
 // On the current stream.

@@ -18,6 +18,7 @@ struct Functions {
     new: unsafe extern "C" fn(*mut Raw) -> c_int,
     begin: unsafe extern "C" fn(Raw) -> c_int,
     end: unsafe extern "C" fn(Raw) -> c_int,
+    nodes: unsafe extern "C" fn(Raw, *mut u64) -> c_int,
     replay: unsafe extern "C" fn(Raw) -> c_int,
     free: unsafe extern "C" fn(Raw) -> c_int,
     memory: unsafe extern "C" fn(i64, *mut u64) -> c_int,
@@ -70,6 +71,7 @@ impl Graphs {
                 new: function(&library, "lg_new")?,
                 begin: function(&library, "lg_begin")?,
                 end: function(&library, "lg_end")?,
+                nodes: function(&library, "lg_nodes")?,
                 replay: function(&library, "lg_replay")?,
                 free: function(&library, "lg_free")?,
                 memory: function(&library, "lg_memory")?,
@@ -166,6 +168,17 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
+    /// Kernels, copies and waits in it.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn num_nodes(&self) -> Result<u64, TorchError> {
+        let mut nodes = 0;
+        // SAFETY: the graph is alive, `nodes` is a place.
+        check(&self.functions, unsafe { (self.functions.nodes)(self.raw, &mut nodes) })?;
+        Ok(nodes)
+    }
+
     /// Enqueues all of it on the thread's current stream.
     ///
     /// # Errors

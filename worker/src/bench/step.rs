@@ -94,6 +94,7 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
         "seconds": median(seconds),
         "images_per_s": median(rates),
         "elapsed": elapsed,
+        "kernels": replica.nodes(),
         "data_s": data_s,
         "compute_s": compute_s,
         "comm_s": comm_s,

@@ -55,6 +55,8 @@ pub struct CudaGpu {
     uploads: Vec<(Tensor, Mark)>,
     graphs: BTreeMap<u64, Captured>,
     num_graphs: u64,
+    /// Nodes of the graph that was captured last.
+    nodes: Option<u64>,
     fused: Option<Fused>,
     /// Names of work, for profilers.
     names: BTreeMap<&'static str, CString>,
@@ -87,6 +89,7 @@ impl CudaGpu {
             uploads: Vec::new(),
             graphs: BTreeMap::new(),
             num_graphs: 0,
+            nodes: None,
         })
     }
 
@@ -321,6 +324,10 @@ impl Gpu for CudaGpu {
         self.fused.clone()
     }
 
+    fn nodes(&self) -> Option<u64> {
+        self.nodes
+    }
+
     fn usage(&self) -> Option<Usage> {
         self.device.graphs.as_ref().ok()?.usage(self.device.ordinal()).ok()
     }
@@ -343,6 +350,8 @@ impl Gpu for CudaGpu {
         let graphs = self.device.graphs.clone().map_err(TorchError::new)?;
         self.device.compute.enter()?;
         let captured = graphs.capture(|| f(self))?;
+        self.nodes = captured.num_nodes().ok();
+        tracing::info!("a step is captured: {} nodes", self.nodes.map_or("unknown".into(), |nodes| nodes.to_string()));
         self.num_graphs += 1;
         self.graphs.insert(self.num_graphs, captured);
         Ok(Graph(self.num_graphs))

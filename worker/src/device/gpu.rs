@@ -176,6 +176,11 @@ pub trait Gpu: Send {
         None
     }
 
+    /// Kernels, copies and waits of the step that was captured last.
+    fn nodes(&self) -> Option<u64> {
+        None
+    }
+
     /// Memory that tensors take, where it is the device's own.
     fn usage(&self) -> Option<Usage> {
         None

@@ -301,6 +301,10 @@ impl Compute for DeviceTrainer {
         self.reached.or_else(|| self.id().map(|id| id.step))
     }
 
+    fn nodes(&self) -> Option<u64> {
+        self.stepper.gpu.nodes()
+    }
+
     fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, ComputeError> {
         self.check()?;
         self.stepper.evaluate(step).map_err(|error| self.explained(error))
