@@ -1,15 +1,16 @@
-//! The repository's own automation: `cargo xtask libtorch|nccl|tools|build|demo|chaos|kubernetes|slurm|docker|torchvision|
+//! The repository's own automation: `cargo xtask libtorch|nccl|tools|build|bundle|demo|chaos|kubernetes|slurm|docker|torchvision|
 //! kernels|test|check`.
 //!
 //! ```text
 //! test ──► libtorch ──► system      pip, g++, cmake, nasm: found, or named with the package that has them
 //!   ├────► check                    what the compiler cannot: invariants, sizes, where `unsafe` stands
 //!   └────► kernels                  the CUDA kernels by the real compiler: registers, spills
-//! demo, chaos, slurm, docker, torchvision ──► build ──► libtorch
+//! bundle, demo, chaos, slurm, docker, torchvision ──► build ──► libtorch
 //! ```
 //! May never: be needed in order to run Lockstep once it is built.
 #![forbid(unsafe_code)]
 
+mod bundle;
 mod chaos;
 mod check;
 mod compile;
@@ -51,6 +52,18 @@ enum Task {
     Libtorch,
     /// Build both executables, `lockstep` and `lockstep-worker`, into target/release.
     Build,
+    /// A folder, and an archive of it, that runs on a node which has PyTorch but no Rust. See docs/gpu.md.
+    Bundle {
+        /// The folder [default: target/bundle/lockstep-<version>-<architecture>]; the archive is beside it.
+        #[arg(long, value_name = "DIR")]
+        out: Option<std::path::PathBuf>,
+        /// Where `lockstep` and `lockstep-worker` are; else they are built.
+        #[arg(long, value_name = "DIR")]
+        bin_dir: Option<std::path::PathBuf>,
+        /// A file or folder that goes into it too, such as `peers` for a proof; may be repeated.
+        #[arg(long, value_name = "PATH")]
+        add: Vec<std::path::PathBuf>,
+    },
     /// Build, then train the `demo` recipe with two workers and print the final test error.
     Demo,
     /// Real faults against the real executables; prints which promises held. See docs/chaos.md.
@@ -120,6 +133,9 @@ fn main() -> ExitCode {
     let result = match &args.task {
         Task::Libtorch => libtorch::provide(&system),
         Task::Build => compile::release(&system),
+        Task::Bundle { out, bin_dir, add } => {
+            bundle::bundle(&system, &bundle::Bundle { out: out.as_deref(), bin_dir: bin_dir.as_deref(), add })
+        }
         Task::Demo => demo::demo(&system),
         Task::Chaos { args } => chaos::chaos(&system, args),
         Task::Slurm { args } => launchers::slurm(&system, args),
