@@ -16,6 +16,7 @@ use crate::devices::devices;
 use crate::door::Transport;
 use crate::exit::Exit;
 use crate::isa;
+use crate::proof::args::ProofArgs;
 use crate::session::Config;
 
 /// How long replicas may take to halt.
@@ -68,6 +69,10 @@ pub enum Command {
     Bench(BenchCommand),
     /// What there is for GPUs and what is missing, as one JSON object: `lockstep doctor` shows it
     Doctor(DoctorArgs),
+    /// Everything that needs a GPU, measured against PyTorch beside it, in one table: docs/gpu.md
+    #[command(after_help = "Example:\n  lockstep-worker gpu-proof --peers peers --data data/cifar-10-batches-bin \
+                      --images data/imagenet-sample --out proof")]
+    GpuProof(ProofArgs),
 }
 
 /// `doctor`
@@ -312,6 +317,9 @@ pub struct BenchStepArgs {
     /// How GPUs are found and used
     #[command(flatten)]
     pub cuda: CudaArgs,
+    /// Images of noise, in memory, of the size and number of classes that the recipe has, in place of its data
+    #[arg(long, env = "LOCKSTEP_SYNTHETIC", value_parser = clap::builder::FalseyValueParser::new())]
+    pub synthetic: bool,
 }
 
 impl BenchStepArgs {

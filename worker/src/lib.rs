@@ -16,6 +16,7 @@
 //!   state     parameters, buffers, statistics        optim    the update
 //!   average   of the weights                         tally    loss, errors, digest; what is not a number
 //! device    the same on an accelerator: everything is enqueued, and gated
+//! proof     figures that need a GPU, by the public commands alone, in one table
 //! ```
 //! May never: decide membership, the order of samples or the schedule; let a failed collective reach the weights.
 #![forbid(unsafe_code)]
@@ -52,6 +53,7 @@ mod optim;
 pub mod outline;
 pub mod predict;
 pub mod program;
+pub mod proof;
 pub mod pulse;
 mod running;
 mod shard;

@@ -9,7 +9,7 @@ use lockstep_worker::args::{Arguments, BenchCommand, Command, DoctorArgs, Worker
 use lockstep_worker::exit::Exit;
 use lockstep_worker::session::{self, Session};
 use lockstep_worker::workshop::Replicas;
-use lockstep_worker::{bench, dry_run, evaluate_cmd, export, panic};
+use lockstep_worker::{bench, dry_run, evaluate_cmd, export, panic, proof};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> std::process::ExitCode {
@@ -28,6 +28,7 @@ fn main() -> std::process::ExitCode {
         Command::Export(args) => export::run(args),
         Command::DryRun(args) => dry_run::run(args),
         Command::Doctor(args) => doctor(args),
+        Command::GpuProof(args) => proof::run(args),
         Command::Bench(BenchCommand::Step(args)) => bench::step::run(args),
         Command::Bench(BenchCommand::Allreduce(args)) => bench::allreduce::run(args),
         Command::Bench(BenchCommand::Loader(args)) => bench::loader::run(args),

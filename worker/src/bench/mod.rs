@@ -3,9 +3,10 @@
 pub mod allreduce;
 pub mod loader;
 pub mod step;
+mod synthetic;
 
 /// The middle of some measurements; NaN for none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

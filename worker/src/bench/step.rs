@@ -12,7 +12,7 @@ use lockstep_proto::recipe::Recipe;
 use lockstep_proto::split::num_chunks;
 use serde_json::json;
 
-use super::median;
+use super::{median, synthetic};
 use crate::args::{BenchStepArgs, cores};
 use crate::compute::StepOutcome;
 use crate::exit::Exit;
@@ -43,7 +43,8 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
     lockstep_torch::limit_isa(isa).map_err(|error| Exit::new(ExitCode::Config, error.to_string()))?;
 
     let threads = args.threads.unwrap_or_else(cores).max(1);
-    let data = open_data(&recipe)?;
+    let data = if args.synthetic { synthetic::open(&recipe) } else { open_data(&recipe)? };
+    let replica_data = data.identity().name.clone();
     let course = Course::new(&recipe, data.identity().num_train);
     let mut replica = Replicas::new(&device, threads, &args.cuda)?.build(&recipe, data).map_err(Exit::from)?;
     replica.initialise();
@@ -88,6 +89,7 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
         "batch_norm": recipe.train.batch_norm,
         "reduction": recipe.train.reduction,
         "chunk": recipe.train.chunk,
+        "data": replica_data,
         "threads": threads,
         "isa": isa,
         "steps": args.steps,

@@ -76,7 +76,8 @@ fn fill(root: &Path, executables: &Path, out: &Path) -> Result<()> {
     let mut worker = read(&executables.join("lockstep-worker"))?;
     elf::forget_library_path(&mut worker).context("lockstep-worker")?;
     let newest = [elf::glibc(&command), elf::glibc(&worker)].into_iter().flatten();
-    let glibc = newest.max_by_key(|version| version[2..].parse::<u32>().ok()).context("no version of glibc is named")?;
+    let glibc =
+        newest.max_by_key(|version| version[2..].parse::<u32>().ok()).context("no version of glibc is named")?;
     let libtorch = std::env::var_os("LIBTORCH").filter(|value| !value.is_empty()).map(PathBuf::from);
     let build_version = libtorch.unwrap_or_else(|| root.join(".libtorch")).join("build-version");
     let libtorch = fs::read_to_string(&build_version).with_context(|| {
@@ -90,7 +91,9 @@ fn fill(root: &Path, executables: &Path, out: &Path) -> Result<()> {
     write(&out.join("libexec/libtorch-version"), format!("{libtorch}\n").as_bytes(), 0o644)?;
     write(&out.join("libexec/glibc-version"), format!("{glibc}\n").as_bytes(), 0o644)?;
     write(&out.join("lockstep-worker"), &read(&root.join(LAUNCHER))?, 0o755)?;
-    for (from, to) in [("deploy/bundle/README.md", "README.md"), ("LICENSE", "LICENSE"), ("recipes", "recipes"), ("docs", "docs")] {
+    for (from, to) in
+        [("deploy/bundle/README.md", "README.md"), ("LICENSE", "LICENSE"), ("recipes", "recipes"), ("docs", "docs")]
+    {
         copy(&root.join(from), &out.join(to))?;
     }
     Ok(())

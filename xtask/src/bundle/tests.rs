@@ -110,7 +110,10 @@ fn what_cannot_be_used_ends_with_78_and_the_remedy() {
     site.fails(&[], &["no PyTorch found", "VIRTUAL_ENV", "pip install torch==2.11.0"]);
     site.pytorch("venv", "2.110.0");
     let venv = site.at("venv");
-    site.fails(&[("VIRTUAL_ENV", &venv)], &["no PyTorch 2.11.0", "version 2.110.0 in ", "(VIRTUAL_ENV)", "pip install"]);
+    site.fails(
+        &[("VIRTUAL_ENV", &venv)],
+        &["no PyTorch 2.11.0", "version 2.110.0 in ", "(VIRTUAL_ENV)", "pip install"],
+    );
     let old = site.pytorch("old", "2.9.1+cpu");
     site.fails(&[("LIBTORCH", &old)], &["LIBTORCH=", "holds version 2.9.1+cpu", "linked with libtorch 2.11.0"]);
     site.fails(&[("LIBTORCH", &site.at("empty"))], &["LIBTORCH=", "no lib/libtorch_cpu.so", "unset LIBTORCH"]);
@@ -152,7 +155,9 @@ fn a_bundle_has_everything_and_no_library_path() {
     let out = site.at("made/lockstep");
     clear(&out).unwrap();
     fill(&root, &site.at("bin"), &out).unwrap();
-    for file in ["lockstep", "lockstep-worker", "libexec/lockstep-worker", "recipes/demo.toml", "docs/gpu.md", "README.md"] {
+    for file in
+        ["lockstep", "lockstep-worker", "libexec/lockstep-worker", "recipes/demo.toml", "docs/gpu.md", "README.md"]
+    {
         assert!(out.join(file).is_file(), "{file}");
     }
     let mut worker = fs::read(out.join("libexec/lockstep-worker")).unwrap();
