@@ -8,9 +8,6 @@ use lockstep_proto::wire::TlsFiles;
 use crate::failure::Failure;
 use crate::output;
 
-/// What a recipe that says nothing of it has on GPUs.
-const ON_GPUS: [&str; 2] = ["train.reduction=fast", "train.bucket_bytes=8388608"];
-
 /// Which recipe, and what differs from it.
 #[derive(clap::Args)]
 pub struct RecipeArgs {
@@ -39,7 +36,7 @@ impl RecipeArgs {
         let Some(name) = self.recipe.as_deref().or(otherwise).filter(|_| is_gpu) else {
             return self.load(otherwise);
         };
-        Ok(Recipe::load_over(&ON_GPUS.map(str::to_owned), name, &self.sets)?)
+        Ok(Recipe::load_over(&Recipe::ON_GPUS.map(str::to_owned), name, &self.sets)?)
     }
 }
 

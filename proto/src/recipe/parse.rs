@@ -14,6 +14,9 @@ use super::types::{DataKind, Recipe, Shortcut};
 use super::{builtin, check};
 
 impl Recipe {
+    /// What a recipe that says nothing of it has on GPUs; for [`load_over`](Self::load_over).
+    pub const ON_GPUS: [&str; 2] = ["train.reduction=fast", "train.bucket_bytes=8388608"];
+
     /// Reads, resolves and checks. `source` names the text in errors; its file stem is the name of a recipe that has
     /// none.
     ///

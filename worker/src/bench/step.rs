@@ -26,7 +26,9 @@ use crate::workshop::{Replicas, open_data};
 /// A recipe that makes no sense, missing data.
 pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
     let wrong = |error: lockstep_proto::recipe::RecipeError| Exit::new(error.exit_code(), error.to_string());
-    let mut recipe = Recipe::load(&args.recipe, &args.set).map_err(wrong)?;
+    let device = args.device()?;
+    let defaults = if device.starts_with("cuda") { Recipe::ON_GPUS.map(str::to_owned).to_vec() } else { Vec::new() };
+    let mut recipe = Recipe::load_over(&defaults, &args.recipe, &args.set).map_err(wrong)?;
     recipe.train.batch = args.batch.unwrap_or(recipe.train.batch);
     if let Some(precision) = args.precision {
         recipe.train.precision = precision.into();
@@ -38,7 +40,6 @@ pub fn run(args: &BenchStepArgs) -> Result<(), Exit> {
         return Err(Exit::new(ExitCode::Usage, "--steps 0: nothing to measure"));
     }
     recipe.check().map_err(wrong)?;
-    let device = args.device()?;
     let isa = isa::best()?;
     lockstep_torch::limit_isa(isa).map_err(|error| Exit::new(ExitCode::Config, error.to_string()))?;
 
