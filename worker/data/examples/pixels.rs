@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for sample in 0..set.identity().num_test {
         loader.deliver(Wanted::Test(SampleRange { start: sample, len: 1 }), &mut rows)?;
         out.write_all(&rows.images.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
-        eprintln!("{}", set.name(Split::Test, sample));
+        eprintln!("{}", set.name(Split::Test, sample).unwrap_or_default());
     }
     Ok(())
 }
