@@ -84,7 +84,7 @@ fn holey(recipe: &Recipe, positions: &[u64]) -> (Arc<dyn Dataset>, Arc<dyn Datas
 }
 
 fn order(recipe: &Recipe) -> SampleOrder {
-    SampleOrder::of(recipe, u64::from(recipe.data.train_size))
+    SampleOrder::of(recipe, recipe.data.train_size)
 }
 
 /// Positions of the first three batches whose samples are those of `positions`.

@@ -158,7 +158,7 @@ pub fn number(stdout: &str, key: &str) -> Result<f64, Reason> {
 /// There is none.
 pub fn peer_error(stdout: &str) -> Result<f64, Reason> {
     let epochs = stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    epochs.filter_map(|line| line["test_error"].as_f64()).last().ok_or_else(|| "it printed no test error".into())
+    epochs.filter_map(|line| line["test_error"].as_f64()).next_back().ok_or_else(|| "it printed no test error".into())
 }
 
 /// The test error after the last epoch of a run.
