@@ -110,7 +110,7 @@ pub static LINES: [Line; 7] = [
             item("kill_seconds", "the same: from the kill until the other has given up, seconds", AtMost(DEADLINE_S)),
             item("kill_audit", "the same: `lockstep audit`, findings", AtMost(0.0)),
             item("two_fp32_loss", "fp32, one step from saved states: loss of two against one, relative", AtMost(1e-6)),
-            item("two_fp32_parameters", "the same: parameters and running statistics", AtMost(1e-5)),
+            item("two_fp32_parameters", "the same: parameters, ‖difference‖ ÷ ‖parameters‖", AtMost(1e-5)),
         ],
     },
     Line {

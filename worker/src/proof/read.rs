@@ -87,12 +87,20 @@ pub fn checkpoint(run: &Path, step: u64) -> PathBuf {
     run.join("checkpoints").join(format!("step-{step}"))
 }
 
-/// How far two states are apart: of every tensor of `model.safetensors` the largest difference relative to its largest
-/// number, and of these the largest.
+/// How far two states are apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Distance {
+    /// Of every tensor, statistics too, the largest difference relative to its largest number; of these the largest.
+    pub worst: f64,
+    /// ‖difference‖ ÷ ‖parameters‖ over all parameters together.
+    pub norm: f64,
+}
+
+/// Compares two checkpoints by their `model.safetensors`.
 ///
 /// # Errors
 /// A file that is not there or not whole; other tensors in one than in the other.
-pub fn distance(a: &Path, b: &Path) -> Result<f64, Reason> {
+pub fn distance(a: &Path, b: &Path) -> Result<Distance, Reason> {
     let open = |folder: &Path| {
         let path = folder.join("model.safetensors");
         std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
@@ -103,7 +111,7 @@ pub fn distance(a: &Path, b: &Path) -> Result<f64, Reason> {
     if a.len() != b.len() {
         return Err(format!("{} tensors against {}", a.len(), b.len()));
     }
-    let mut most = 0.0_f64;
+    let (mut worst, mut squares, mut scale_squares) = (0.0_f64, 0.0_f64, 0.0_f64);
     for (name, tensor) in a.iter() {
         let other = b.tensor(name).map_err(|_| format!("{name}: only in one of the two"))?;
         if (tensor.dtype(), tensor.shape()) != (other.dtype(), other.shape()) {
@@ -117,12 +125,18 @@ pub fn distance(a: &Path, b: &Path) -> Result<f64, Reason> {
             continue;
         };
         let scale = x.iter().fold(f64::MIN_POSITIVE, |scale, value| scale.max(value.abs()));
+        let is_parameter = !name.contains("running");
         for (x, y) in x.iter().zip(&y) {
             let apart = (x - y).abs() / scale;
-            most = if apart.is_nan() { f64::INFINITY } else { most.max(apart) };
+            worst = if apart.is_nan() { f64::INFINITY } else { worst.max(apart) };
+            if is_parameter {
+                squares += (x - y).powi(2);
+                scale_squares += x.powi(2);
+            }
         }
     }
-    Ok(most)
+    let norm = (squares / scale_squares).sqrt();
+    Ok(Distance { worst, norm: if norm.is_nan() { f64::INFINITY } else { norm } })
 }
 
 fn numbers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f64>> {
@@ -226,10 +240,12 @@ mod tests {
             folder
         };
         let base = state("base", [1.0, 2.0], [4.0], 7);
-        assert_eq!(distance(&base, &base).unwrap(), 0.0);
-        assert_eq!(distance(&base, &state("a", [1.5, 2.0], [4.0], 7)).unwrap(), 0.25);
-        assert_eq!(distance(&base, &state("b", [1.0, 2.0], [5.0], 7)).unwrap(), 0.25);
-        assert_eq!(distance(&base, &state("nan", [f32::NAN, 2.0], [4.0], 7)).unwrap(), f64::INFINITY);
+        assert_eq!(distance(&base, &base).unwrap(), Distance { worst: 0.0, norm: 0.0 });
+        let (a, b) = (state("a", [1.5, 2.0], [4.0], 7), state("b", [1.0, 2.0], [5.0], 7));
+        assert_eq!(distance(&base, &a).unwrap(), Distance { worst: 0.25, norm: 0.5 / 21.0_f64.sqrt() });
+        assert_eq!(distance(&base, &b).unwrap(), Distance { worst: 0.25, norm: 1.0 / 21.0_f64.sqrt() });
+        let nan = distance(&base, &state("nan", [f32::NAN, 2.0], [4.0], 7)).unwrap();
+        assert_eq!(nan, Distance { worst: f64::INFINITY, norm: f64::INFINITY });
         assert!(distance(&base, &state("count", [1.0, 2.0], [4.0], 8)).is_err());
         assert!(distance(&base, dir.path()).is_err());
     }

@@ -75,7 +75,7 @@ async fn fp64(lab: &mut Lab) -> Result<(), Reason> {
     }
     let apart = read::relative(&a, &b);
     lab.report("two_fp64_losses", apart, format!("{apart:.1e}, {steps} losses"), json!({ "one": a, "two": b }));
-    let apart = read::distance(&read::checkpoint(&one, steps), &read::checkpoint(&two, steps))?;
+    let apart = read::distance(&read::checkpoint(&one, steps), &read::checkpoint(&two, steps))?.worst;
     lab.report("two_fp64_parameters", apart, format!("{apart:.1e}"), Value::Null);
     Ok(())
 }
@@ -105,10 +105,10 @@ async fn killed(lab: &mut Lab) -> Result<(), Reason> {
     if committed >= last {
         return Err(format!("the run was over before the kill told: {committed} steps of {last} in its first world"));
     }
-    let apart = read::distance(&read::checkpoint(&one, committed), &read::checkpoint(&run, committed))?;
+    let apart = read::distance(&read::checkpoint(&one, committed), &read::checkpoint(&run, committed))?.worst;
     let figure = format!("{apart:.1e}, at step {committed} of {last}");
     lab.report("kill_committed", apart, figure, json!({ "committed": committed }));
-    let apart = read::distance(&read::checkpoint(&one, last), &read::checkpoint(&run, last))?;
+    let apart = read::distance(&read::checkpoint(&one, last), &read::checkpoint(&run, last))?.worst;
     lab.report("kill_final", apart, format!("{apart:.1e}"), Value::Null);
 
     let events = lab.run(&pair.lockstep(lab, "killed-events", &["events", "--json"])).await?;
@@ -164,7 +164,7 @@ async fn fp32(lab: &mut Lab) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Trains to a state alone, then one step from copies of it, alone and by two; differences of loss and state.
+/// Trains to a state alone, then one step from copies of it, alone and by two; differences of loss and parameters.
 async fn fp32_once(lab: &mut Lab, state: u64) -> Result<(f64, f64), Reason> {
     let from = if lab.config.is_trial() { 2 * state } else { 20 * state };
     let stop = |steps: u64| format!("train.max_steps={steps}");
@@ -192,7 +192,7 @@ async fn fp32_once(lab: &mut Lab, state: u64) -> Result<(f64, f64), Reason> {
         step.loss.ok_or_else(|| "the loss is not a number".into())
     };
     let loss = read::relative(&[last(&alone)?], &[last(&two)?]);
-    Ok((loss, read::distance(&read::checkpoint(&alone, next), &read::checkpoint(&two, next))?))
+    Ok((loss, read::distance(&read::checkpoint(&alone, next), &read::checkpoint(&two, next))?.norm))
 }
 
 /// A coordinator and its workers, started by hand.
