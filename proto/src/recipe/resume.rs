@@ -88,6 +88,7 @@ const ADDED: &[&str] = &[
     "train.label_smoothing",
     "train.mix_probability",
     "train.mixup_alpha",
+    "train.tf32",
 ];
 
 impl Recipe {
