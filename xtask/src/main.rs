@@ -103,15 +103,15 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         bin_dir: Option<std::path::PathBuf>,
     },
-    /// Weights, logits and an SGD step, there and back, with real torchvision and timm; prints what held.
+    /// Transforms, weights, logits and an SGD step, there and back, with real torchvision and timm; prints what held.
     ///
     /// They are fetched once, 4 GB, unless `LOCKSTEP_PEER` names a virtual environment that has them. The photographs are
     /// those of `LOCKSTEP_TEST_DATA`.
     Torchvision {
-        /// Where `lockstep` and `lockstep-worker` are; else they are built.
+        /// Where `lockstep`, `lockstep-worker` and `examples/transforms` are; else they are built.
         #[arg(long, value_name = "DIR")]
         bin_dir: Option<std::path::PathBuf>,
-        /// What the script takes: `--arch resnet18`, `--count 8`.
+        /// What the script about weights takes: `--arch resnet18`, `--count 8`.
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<String>,
     },

@@ -1,7 +1,8 @@
-//! `cargo xtask torchvision`: weights, logits and an SGD step, there and back, with real torchvision and timm.
+//! `cargo xtask torchvision`: transforms, weights, logits and an SGD step, there and back, with real torchvision and timm.
 //!
 //! ```text
 //! LOCKSTEP_PEER, else cache/torchvision-0.26.0/ ◄── pip: torch, torchvision, timm, safetensors
+//!          ├► tests/torchvision/transforms.py  target/release/examples/transforms           photographs ──► table
 //!          └► tests/torchvision/round_trip.py  target/release/{lockstep, lockstep-worker}  photographs ──► table
 //! ```
 //! No part of `test`: PyPI's torch for this platform is the one for CUDA, 4 GB with what it asks for, and the cached
@@ -38,13 +39,21 @@ pub fn torchvision(system: &System, bin_dir: Option<&Path>, args: &[String]) -> 
         Some(folder) => folder.canonicalize().with_context(|| folder.display().to_string())?,
         None => {
             compile::release(system)?;
+            run(&mut system.cargo(&["build", "--release", "-p", "lockstep-data", "--example", "transforms"]))?;
             system.root.join("target/release")
         }
     };
-    let mut script = Command::new(python);
-    script.current_dir(&system.root).arg("tests/torchvision/round_trip.py");
-    script.args([executables.join("lockstep"), executables.join("lockstep-worker"), data.join("imagenet-sample")]);
-    run(script.args(args))
+    let script = |name: &str| {
+        let mut script = Command::new(&python);
+        script.current_dir(&system.root).arg(Path::new("tests/torchvision").join(name));
+        script
+    };
+    let photographs = data.join("imagenet-sample");
+    // both are run, whatever the first one says
+    let transforms = run(script("transforms.py").args([&executables.join("examples/transforms"), &photographs]));
+    let mut weights = script("round_trip.py");
+    weights.args([executables.join("lockstep"), executables.join("lockstep-worker"), photographs]);
+    run(weights.args(args)).and(transforms)
 }
 
 /// The Python that has the packages; they are fetched once.
