@@ -4,6 +4,7 @@
 //! `worker/tests/*/mutants/*.toml` say what to change: files, a text that stands in each exactly once, and what to put in
 //! its place.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -80,7 +81,8 @@ fn read(root: &Path, suite: &str, filter: &str) -> Result<Vec<(String, Mutant)>>
     Ok(mutants)
 }
 
-/// Brings the copy in line with the checkout. Files that are equal keep their times, so that little is built again.
+/// Brings the copy in line with the checkout. Files that are equal keep their times, so that little is built again; those
+/// that are gone from the checkout go.
 fn copy_checkout(system: &System, copy: &Path) -> Result<()> {
     let listed = output(Command::new("git").current_dir(&system.root).args([
         "ls-files",
@@ -88,14 +90,33 @@ fn copy_checkout(system: &System, copy: &Path) -> Result<()> {
         "--others",
         "--exclude-standard",
     ]))?;
-    for file in listed.lines() {
-        let (from, to) = (system.root.join(file), copy.join(file));
+    bring_in_line(&system.root, copy, &listed.lines().map(Path::new).collect())
+}
+
+fn bring_in_line(root: &Path, copy: &Path, files: &BTreeSet<&Path>) -> Result<()> {
+    fs::create_dir_all(copy)?;
+    remove_others(copy, copy, files)?;
+    for file in files {
+        let (from, to) = (root.join(file), copy.join(file));
         let Ok(bytes) = fs::read(&from) else { continue };
         if fs::read(&to).is_ok_and(|there| there == bytes) {
             continue;
         }
         fs::create_dir_all(to.parent().unwrap_or(copy))?;
         fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes what is below `folder` of `copy` and not among `files`.
+fn remove_others(copy: &Path, folder: &Path, files: &BTreeSet<&Path>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_others(copy, &path, files)?;
+        } else if path.strip_prefix(copy).is_ok_and(|file| !files.contains(file)) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
     }
     Ok(())
 }
@@ -137,6 +158,24 @@ fn verdict(said: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_has_the_files_of_the_checkout_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, copy) = (dir.path().join("root"), dir.path().join("copy"));
+        let write = |path: PathBuf| {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        };
+        write(root.join("src/export.rs"));
+        bring_in_line(&root, &copy, &BTreeSet::from([Path::new("src/export.rs")])).unwrap();
+        assert!(copy.join("src/export.rs").is_file());
+        fs::remove_file(root.join("src/export.rs")).unwrap();
+        write(root.join("src/export/mod.rs"));
+        bring_in_line(&root, &copy, &BTreeSet::from([Path::new("src/export/mod.rs")])).unwrap();
+        assert!(copy.join("src/export/mod.rs").is_file());
+        assert!(!copy.join("src/export.rs").exists(), "a module in two files does not compile");
+    }
 
     #[test]
     fn every_mutant_can_be_applied_to_this_checkout() {
