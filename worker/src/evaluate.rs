@@ -18,10 +18,10 @@ use rayon::prelude::*;
 
 use crate::compute::EvalOutcome;
 use crate::exec::{Chunk, Forward, LocalTree, Statistics, Targets, cross_entropy, forward, running_update};
-use crate::load::gather;
 use crate::number::Number;
 use crate::program::{Op, Program};
 use crate::pulse::Pulse;
+use crate::skip::{gather, some_left};
 use crate::state::{Running, State};
 use crate::step::{StepError, Stepper};
 
@@ -94,14 +94,8 @@ impl<A: Number> Stepper<A> {
             return Ok(Vec::new());
         }
         let op = Operation { lane: Lane::Norm, step, name: "test samples left out", index: 0 };
-        let skipped = gather(self.collective(), &op, own)?;
-        match skipped.first() {
-            Some(first) if skipped.len() as u64 == self.source.loader.dataset().identity().num_test => {
-                let (file, reason) = (first.file.clone(), first.reason.clone());
-                Err(StepError::NothingLeft { what: "the test set".into(), file, reason })
-            }
-            _ => Ok(skipped),
-        }
+        let skipped = gather(&op, own, |mine| self.collective().all_gather(&op, mine))?;
+        some_left(skipped, self.source.loader.dataset().identity().num_test, || "the test set".to_owned())
     }
 
     /// What every norm layer does in evaluation.

@@ -57,6 +57,7 @@ pub mod proof;
 pub mod pulse;
 mod running;
 mod shard;
+mod skip;
 pub mod state;
 pub mod step;
 mod tally;

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use lockstep_collective::{Collective, CollectiveError, Op};
 use lockstep_data::{DataError, Delivered, Loader, Part, ReadAhead, Wanted};
 use lockstep_proto::ids::SampleRange;
 use lockstep_proto::message::{Skipped, StepPlan};
@@ -25,6 +24,7 @@ use rayon::prelude::*;
 use crate::number::Number;
 use crate::pulse::Pulse;
 use crate::shard::{Shard, positions};
+use crate::skip::{gather, some_left};
 use crate::state::State;
 use crate::step::{Pass, StepError, Stepper};
 
@@ -168,15 +168,13 @@ impl<A: Number> Stepper<A> {
         }
         self.source.load(plan, &shard.chunks, loaded)?;
         let own: Vec<Skipped> = self.source.rows.iter_mut().flat_map(|rows| rows.skipped.drain(..)).collect();
-        let skipped = pass.wait(|m| gather(&*m.collective, &m.op("samples left out", 0), &own))?;
+        let skipped = pass.wait(|m| {
+            let op = m.op("samples left out", 0);
+            gather(&op, &own, |mine| m.collective.all_gather(&op, mine))
+        })?;
         pass.batch = plan.batch.len.saturating_sub(skipped.len() as u64);
-        match skipped.first() {
-            Some(first) if pass.batch == 0 => {
-                let what = format!("step {} (positions {} of epoch {})", plan.step, plan.batch, plan.epoch);
-                Err(StepError::NothingLeft { what, file: first.file.clone(), reason: first.reason.clone() })
-            }
-            _ => Ok(skipped),
-        }
+        let what = || format!("step {} (positions {} of epoch {})", plan.step, plan.batch, plan.epoch);
+        some_left(skipped, plan.batch.len, what)
     }
 
     /// Whether broken images are left out.
@@ -212,26 +210,4 @@ impl<A: Number> Stepper<A> {
         loaded.seconds += started.elapsed().as_secs_f64();
         Ok(())
     }
-}
-
-/// What all ranks left out, ascending by position.
-///
-/// # Errors
-/// A collective that failed.
-pub(crate) fn gather(collective: &dyn Collective, op: &Op, own: &[Skipped]) -> Result<Vec<Skipped>, CollectiveError> {
-    for Skipped { position, file, reason } in own {
-        tracing::warn!(step = %op.step, position, "{file} is skipped: {reason}");
-    }
-    // invariant: numbers and strings always serialise
-    let mine = if own.is_empty() { Vec::new() } else { serde_json::to_vec(own).unwrap_or_default() };
-    let mut all = Vec::new();
-    for part in collective.all_gather(op, &mine)?.iter().filter(|part| !part.is_empty()) {
-        let part: Vec<Skipped> = serde_json::from_slice(part).map_err(|error| CollectiveError::Misuse {
-            operation: op.to_string(),
-            what: format!("a rank sent something else than samples: {error}"),
-        })?;
-        all.extend(part);
-    }
-    all.sort_by_key(|skipped| skipped.position);
-    Ok(all)
 }

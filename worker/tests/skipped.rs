@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lockstep_collective::Collective;
+use lockstep_collective::{Collective, Solo};
 use lockstep_data::image::ImageError;
 use lockstep_data::{DataError, Dataset, Delivered, Loader, Part, Split};
 use lockstep_proto::draws::Draws;
@@ -18,8 +18,9 @@ use lockstep_proto::exit::ExitCode;
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
 use lockstep_proto::message::{DataIdentity, Skipped, StepPlan};
 use lockstep_proto::order::SampleOrder;
-use lockstep_proto::recipe::{BadImage, BatchNorm, DataKind, Precision, Recipe};
-use lockstep_worker::compute::{Compute, ComputeError};
+use lockstep_proto::recipe::{BadImage, BatchNorm, DataKind, Precision, Recipe, Reduction};
+use lockstep_worker::compute::{Compute, ComputeError, StepOutcome};
+use lockstep_worker::device::{DeviceTrainer, HostGpu};
 use lockstep_worker::trainer;
 use reference::{Reference, relative, tensor};
 use tch::{Kind, Tensor};
@@ -236,7 +237,7 @@ fn whoever_was_to_load_the_broken_ones_the_bits_are_the_same() {
 #[test]
 fn a_rank_of_which_nothing_is_left_takes_part_with_local_statistics_too() {
     let mut recipe = recipe(Precision::Fp32, BatchNorm::Local);
-    recipe.train.reduction = lockstep_proto::recipe::Reduction::Fast;
+    recipe.train.reduction = Reduction::Fast;
     let (data, _) = holey(&recipe, &positions());
     let courses = mesh::ranks(3, |on| rank(&recipe, Arc::clone(&data), on, &[1, 1, 3]));
     assert!(courses.iter().all(|course| course.steps[0].1 == 30 && course.state == courses[0].state));
@@ -254,5 +255,73 @@ fn a_batch_of_which_nothing_is_left_ends_the_run_as_wrong_data() {
     assert_eq!(exit.code, ExitCode::Data);
     let expected = "step 1 (positions [0, 40) of epoch 1) has no image that can be read; the first is training sample ";
     assert!(exit.reason.starts_with(expected), "{}", exit.reason);
+    assert!(trainer.step(Generation(1), &plan(2, &[5])).is_ok(), "the state is as it was");
+}
+
+/// On the other kind of replica, whatever is a batch of its own there.
+#[test]
+fn a_device_leaves_out_the_same_samples() {
+    let mut recipes: Vec<Recipe> = Vec::new();
+    for batch_norm in [BatchNorm::Global, BatchNorm::Chunk, BatchNorm::Local] {
+        for reduction in [Reduction::Fast, Reduction::Canonical] {
+            let mut recipe = mixing(Precision::Fp64, batch_norm);
+            recipe.train.reduction = reduction;
+            recipe.model.bn_precise = 2;
+            recipes.push(recipe);
+        }
+    }
+    for mut recipe in recipes {
+        let what = format!("{:?}, {:?}", recipe.train.batch_norm, recipe.train.reduction);
+        let (data, _) = holey(&recipe, &positions());
+        let course = |device: &mut dyn Compute, on: Arc<dyn Collective>, shares: &[u32]| {
+            device.initialise();
+            device.join(on);
+            let steps: Vec<StepOutcome> =
+                (1..=3).map(|step| device.step(Generation(1), &plan(step, shares)).unwrap()).collect();
+            let found = device.evaluate(Step(3)).unwrap();
+            let state = device.tensors().0;
+            device.leave();
+            (steps, found, state)
+        };
+        for shares in [&[5][..], &[2, 3], &[1, 1, 3]] {
+            if recipe.train.batch_norm == BatchNorm::Local && shares.len() > 1 {
+                continue; // statistics of a rank are over other samples there
+            }
+            let accumulate = if recipe.train.batch_norm == BatchNorm::Chunk { shares.len() as u32 } else { 1 };
+            recipe.train.accumulate = accumulate;
+            let want = course(&mut *trainer::cpu(&recipe, Arc::clone(&data), 1).unwrap(), Arc::new(Solo::new()), &[5]);
+            let all = mesh::ranks(shares.len(), |on| {
+                let mut gpu =
+                    DeviceTrainer::new(&recipe, Arc::clone(&data), Box::new(HostGpu::new().unwrap()), 2).unwrap();
+                assert_eq!(gpu.canary().unwrap().len(), 64);
+                course(&mut gpu, on, shares)
+            });
+            for (steps, found, state) in all {
+                for (have, want) in steps.iter().zip(&want.0) {
+                    assert!((have.loss - want.loss).abs() <= 1e-9 * want.loss, "{what}, {shares:?}: {}", have.loss);
+                    assert_eq!((have.samples, have.digest), (want.samples, want.digest), "{what}, {shares:?}");
+                    assert_eq!((have.wrong, &have.skipped), (want.wrong, &want.skipped), "{what}, {shares:?}");
+                }
+                assert!((found.loss - want.1.loss).abs() <= 1e-9 * want.1.loss, "{what}, {shares:?}: evaluation");
+                assert_eq!((found.samples, &found.skipped), (want.1.samples, &want.1.skipped), "{what}, {shares:?}");
+                for (have, want) in state.iter().zip(&want.2) {
+                    let off = relative(&tensor(have), &tensor(want));
+                    assert!(off <= 1e-9, "{what}, {shares:?}: {} differs by {off:e}", have.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_which_nothing_is_left_ends_the_run_on_a_device_too() {
+    let recipe = recipe(Precision::Fp32, BatchNorm::Global);
+    let (data, _) = holey(&recipe, &(0..BATCH).collect::<Vec<_>>());
+    let mut trainer = DeviceTrainer::new(&recipe, data, Box::new(HostGpu::new().unwrap()), 1).unwrap();
+    assert_eq!(trainer.canary().unwrap().len(), 64, "one chunk of nothing is no reason to end");
+    trainer.initialise();
+    let Err(ComputeError::Fatal(exit)) = trainer.step(Generation(1), &plan(1, &[5])) else { panic!("it went on") };
+    assert_eq!(exit.code, ExitCode::Data);
+    assert!(exit.reason.starts_with("step 1 (positions [0, 40) of epoch 1) has no image"), "{}", exit.reason);
     assert!(trainer.step(Generation(1), &plan(2, &[5])).is_ok(), "the state is as it was");
 }

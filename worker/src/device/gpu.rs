@@ -94,7 +94,7 @@ pub enum GpuError {
 }
 
 /// A device, its streams, and what it does together with other ranks in the open generation. Everything but
-/// [`fetch`](Self::fetch), [`agree`](Self::agree) and the end of a generation only enqueues.
+/// [`fetch`](Self::fetch), [`gather`](Self::gather) and the end of a generation only enqueues.
 pub trait Gpu: Send {
     /// Where its tensors live.
     fn device(&self) -> Device;
@@ -216,11 +216,19 @@ pub trait Gpu: Send {
     /// Number of ranks.
     fn world(&self) -> u32;
 
-    /// Whether all ranks say yes. Waits for them; not for the hot path.
+    /// What every rank says, by rank. Waits for them; not for the hot path.
     ///
     /// # Errors
     /// A collective that failed.
-    fn agree(&mut self, op: &Op, yes: bool) -> Result<bool, GpuError>;
+    fn gather(&mut self, op: &Op, mine: &[u8]) -> Result<Vec<Vec<u8>>, GpuError>;
+
+    /// Whether all ranks say yes. Waits for them.
+    ///
+    /// # Errors
+    /// A collective that failed.
+    fn agree(&mut self, op: &Op, yes: bool) -> Result<bool, GpuError> {
+        Ok(self.gather(op, &[u8::from(yes)])?.iter().all(|bytes| bytes == &[1]))
+    }
 
     /// Uses this collective, and says that this rank is sound.
     ///

@@ -150,9 +150,8 @@ impl Gpu for HostGpu {
         self.collective.world()
     }
 
-    fn agree(&mut self, op: &Op, yes: bool) -> Result<bool, GpuError> {
-        let said = self.collective.all_gather(op, &[u8::from(yes)])?;
-        Ok(said.iter().all(|bytes| bytes == &[1]))
+    fn gather(&mut self, op: &Op, mine: &[u8]) -> Result<Vec<Vec<u8>>, GpuError> {
+        Ok(self.collective.all_gather(op, mine)?)
     }
 
     fn open(&mut self, collective: Arc<dyn Collective>) -> Result<(), GpuError> {

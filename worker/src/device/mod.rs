@@ -29,7 +29,6 @@ mod gpu;
 mod host;
 mod memory;
 mod pending;
-mod refusal;
 mod resident;
 mod stepper;
 mod trainer;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use lockstep_collective::CollectiveError;
 use lockstep_proto::ids::{Generation, Step};
-use lockstep_proto::message::{StepPlan, StepTimes};
+use lockstep_proto::message::{Skipped, StepPlan, StepTimes};
 use tch::{Kind, Tensor};
 
 use super::ballot;
@@ -22,6 +22,7 @@ pub const DEPTH: usize = 2;
 struct Enqueued {
     plan: StepPlan,
     generation: Generation,
+    skipped: Vec<Skipped>,
     done: Event,
     slot: u32,
     began: Instant,
@@ -44,6 +45,8 @@ pub struct Enqueue<'a> {
     pub plan: &'a StepPlan,
     /// Its generation.
     pub generation: Generation,
+    /// What all ranks left out of it.
+    pub skipped: Vec<Skipped>,
     /// When it was begun.
     pub began: Instant,
     /// Seconds of loading.
@@ -72,10 +75,10 @@ impl Pending {
 
     /// A step is enqueued; its outcome will be in [`room`](Self::room) after `done`.
     pub fn push(&mut self, enqueue: Enqueue<'_>, done: Event) {
-        let Enqueue { plan, generation, began, data } = enqueue;
+        let Enqueue { plan, generation, skipped, began, data } = enqueue;
         let enqueued = began.elapsed().as_secs_f64() - data;
         let (plan, slot) = (plan.clone(), self.next);
-        self.queue.push_back(Enqueued { plan, generation, done, slot, began, data, enqueued });
+        self.queue.push_back(Enqueued { plan, generation, skipped, done, slot, began, data, enqueued });
         self.next = (self.next + 1) % self.rooms.len() as u32;
     }
 
@@ -120,13 +123,14 @@ impl Pending {
         self.last_known = Some(now);
         let wall = (now - began).as_secs_f64();
         let compute = (oldest.enqueued + waited).min(wall);
+        let samples = plan.batch.len - oldest.skipped.len() as u64;
         Ok(Some((
             plan.step,
             StepOutcome {
-                loss: loss / plan.batch.len as f64,
+                loss: loss / samples as f64,
                 wrong: values[outcome::WRONG] as u64,
-                samples: plan.batch.len,
-                skipped: Vec::new(),
+                samples,
+                skipped: oldest.skipped,
                 digest,
                 ready: None,
                 times: StepTimes { data: oldest.data, compute, comm: 0.0, wall },

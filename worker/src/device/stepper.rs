@@ -1,14 +1,18 @@
 //! Steps and evaluations on a device: loads, uploads, decides how a step runs, and asks for outcomes late.
+//!
+//! With `data.image.bad = "skip"` ranks tell each other what they left out before a step is enqueued: all divide by the same
+//! number of samples. That costs a message between hosts in every step, and a step that lacks samples is not captured.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_collective::{Lane, Op as Operation};
 use lockstep_data::{Delivered, Loader, Part, Partner, Split, Wanted};
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
-use lockstep_proto::message::StepPlan;
-use lockstep_proto::recipe::{Evaluate, Recipe, Reduction};
+use lockstep_proto::message::{Skipped, StepPlan};
+use lockstep_proto::recipe::{BadImage, Evaluate, Recipe, Reduction};
 use lockstep_proto::split;
 use lockstep_torch::TorchError;
 use rayon::ThreadPool;
@@ -25,12 +29,13 @@ use super::{average, ballot};
 use crate::compute::{EvalOutcome, StepOutcome};
 use crate::pulse::Pulse;
 use crate::shard::Shard;
+use crate::skip::{gather, some_left};
 use crate::step::StepError;
 
 /// Samples that an evaluation takes at a time, where their order of summation is not fixed.
 const EVAL_BATCH: u64 = 512;
 
-/// Where a batch waits on the host until the device has copied it.
+/// Where a batch waits on the host until the device has copied it: room for one of which nothing is left out.
 struct Staging {
     slot: u32,
     images: Tensor,
@@ -58,6 +63,8 @@ pub struct Stepper {
     resident: Option<Resident>,
     /// Counts batches.
     loaded: usize,
+    /// Rooms of a kind that may be in use at once.
+    depth: usize,
     /// Counts the room that they wait in.
     slots: u32,
     shard: Option<Shard>,
@@ -69,6 +76,19 @@ enum Source {
     /// Of which epoch, and of which global batch.
     Train(Epoch, SampleRange),
     Test,
+}
+
+/// What was loaded.
+#[derive(Debug, Default)]
+struct Loaded {
+    /// Digest of what the loader delivered.
+    digest: u64,
+    /// Samples of each batch.
+    lens: Vec<u64>,
+    /// What this rank left out.
+    skipped: Vec<Skipped>,
+    /// Seconds that it took.
+    seconds: f64,
 }
 
 /// Class, the class of the rest, and the first one's share, sample by sample.
@@ -101,6 +121,7 @@ impl Stepper {
             captures: Captures::new(Step(0), None),
             stagings: BTreeMap::new(),
             loaded: 0,
+            depth: 0,
             slots: 0,
             shard: None,
             pulse: Arc::default(),
@@ -122,12 +143,11 @@ impl Stepper {
         while self.pending.len() >= DEPTH {
             known.extend(self.settle()?);
         }
-        let frame = self.frame(plan);
-        let ranges = self.ranges(&frame.shard);
-        let (digest, data) = self.load(Source::Train(plan.epoch, plan.batch), &ranges)?;
-        self.enqueue(generation, plan, (&frame, digest)).map_err(gpu_error)?;
+        let (frame, loaded) = self.take_up(plan)?;
+        let (skipped, data) = (loaded.skipped, loaded.seconds);
+        self.enqueue(generation, plan, (&frame, loaded.digest, skipped.is_empty())).map_err(gpu_error)?;
         let done = self.outcome().map_err(gpu_error)?;
-        self.pending.push(Enqueue { plan, generation, began, data }, done);
+        self.pending.push(Enqueue { plan, generation, skipped, began, data }, done);
         self.pulse.beat();
         self.shard = Some(frame.shard);
         while self.pending.is_known(&mut *self.gpu).map_err(gpu_error)? {
@@ -145,34 +165,69 @@ impl Stepper {
         self.pulse.wait(|| pending.settle(&mut **gpu))
     }
 
-    fn frame(&self, plan: &StepPlan) -> Frame {
+    /// Loads this rank's part of a step; what was left out is that of all ranks.
+    fn take_up(&mut self, plan: &StepPlan) -> Result<(Frame, Loaded), StepError> {
         let train = &self.recipe.train;
         let shard = Shard::new(plan, self.gpu.rank(), train.chunk, train.reduction, self.shard.as_ref());
+        let (ranges, parts) = self.batches(&shard);
+        let mut loaded = self.load(Source::Train(plan.epoch, plan.batch), &ranges)?;
+        let op = Operation { lane: Lane::Norm, step: plan.step, name: "samples left out", index: 0 };
+        let own = std::mem::take(&mut loaded.skipped);
+        let what = || format!("step {} (positions {} of epoch {})", plan.step, plan.batch, plan.epoch);
+        loaded.skipped = self.left_out(&op, &own, (plan.batch.len, &what))?;
         let [h, w, _] = self.loader.dataset().train_shape(plan.epoch);
-        Frame { step: plan.step, batch: plan.batch.len, shard, image: (h, w) }
+        let (batch, lens) = (plan.batch.len - loaded.skipped.len() as u64, std::mem::take(&mut loaded.lens));
+        Ok((Frame { step: plan.step, batch, shard, image: (h, w), lens, parts }, loaded))
     }
 
-    /// What each tape holds: a chunk, or with the fast order all of them.
-    fn ranges(&self, shard: &Shard) -> Vec<SampleRange> {
-        if self.recipe.train.reduction == Reduction::Canonical {
-            return shard.chunks.clone();
+    /// Positions of each batch, and which batches are computed together.
+    fn batches(&self, shard: &Shard) -> (Vec<SampleRange>, Vec<Range<usize>>) {
+        if !self.body.is_apart() {
+            let start = shard.chunks.first().map_or(0, |range| range.start);
+            let all = SampleRange { start, len: shard.chunks.iter().map(|range| range.len).sum() };
+            return (vec![all], std::iter::once(0..1).collect());
         }
-        let start = shard.chunks.first().map_or(0, |range| range.start);
-        vec![SampleRange { start, len: shard.chunks.iter().map(|range| range.len).sum() }]
+        let mut at = 0;
+        let part = |part: crate::shard::Part| {
+            at += part.chunks.len();
+            at - part.chunks.len()..at
+        };
+        (shard.chunks.clone(), shard.parts(self.recipe.train.accumulate, 0).into_iter().map(part).collect())
     }
 
-    /// Loads batches, one a tape, and has them copied. Returns their digest, and the seconds that loading took.
-    fn load(&mut self, source: Source, ranges: &[SampleRange]) -> Result<(u64, f64), StepError> {
+    /// What all ranks left out of `total` samples, ascending.
+    fn left_out(
+        &mut self,
+        op: &Operation,
+        own: &[Skipped],
+        (total, what): (u64, &dyn Fn() -> String),
+    ) -> Result<Vec<Skipped>, StepError> {
+        if self.recipe.data.image.bad != BadImage::Skip {
+            return Ok(Vec::new());
+        }
+        let gpu = &mut self.gpu;
+        let all = self.pulse.wait(|| gather(op, own, |mine| gpu.gather(op, mine)).map_err(gpu_error))?;
+        some_left(all, total, what)
+    }
+
+    /// Loads batches and has them copied.
+    fn load(&mut self, source: Source, ranges: &[SampleRange]) -> Result<Loaded, StepError> {
         let began = Instant::now();
-        self.body.make_room(ranges.len())?;
-        let mut digest = 0_u64;
-        for (tape, range) in ranges.iter().enumerate() {
-            digest = digest.wrapping_add(self.load_one(source, tape, *range)?);
+        let mut loaded = Loaded::default();
+        self.depth = (DEPTH + 1) * ranges.len().max(1);
+        for (batch, range) in ranges.iter().enumerate() {
+            self.load_one(source, (batch, *range), &mut loaded)?;
         }
-        Ok((digest, began.elapsed().as_secs_f64()))
+        loaded.seconds = began.elapsed().as_secs_f64();
+        Ok(loaded)
     }
 
-    fn load_one(&mut self, source: Source, tape: usize, range: SampleRange) -> Result<u64, StepError> {
+    fn load_one(
+        &mut self,
+        source: Source,
+        (batch, range): (usize, SampleRange),
+        loaded: &mut Loaded,
+    ) -> Result<(), StepError> {
         let shape = match source {
             Source::Train(epoch, _) => self.loader.dataset().train_shape(epoch),
             Source::Test => self.loader.dataset().test_shape(),
@@ -181,8 +236,10 @@ impl Stepper {
             Source::Train(epoch, batch) => Wanted::Train(Part { epoch, batch, positions: range }),
             Source::Test => Wanted::Test(range),
         };
-        if let Some(digest) = self.choose(whole, tape, shape).map_err(gpu_error)? {
-            return Ok(digest);
+        if let Some(digest) = self.choose(whole, batch, shape).map_err(gpu_error)? {
+            loaded.digest = loaded.digest.wrapping_add(digest);
+            loaded.lens.push(range.len);
+            return Ok(());
         }
         let piece = range.len.div_ceil(self.pool.current_num_threads() as u64).max(1);
         let starts: Vec<u64> = (range.start..range.end()).step_by(piece as usize).collect();
@@ -198,17 +255,20 @@ impl Stepper {
                 loader.deliver(wanted, rows)
             })
         })?;
-        self.hand_over(tape, &pieces, shape).map_err(gpu_error)?;
-        Ok(pieces.iter().fold(0_u64, |sum, rows| sum.wrapping_add(rows.digest)))
+        self.hand_over((batch, range.len), &pieces, shape).map_err(gpu_error)?;
+        loaded.digest = pieces.iter().fold(loaded.digest, |sum, rows| sum.wrapping_add(rows.digest));
+        loaded.lens.push(pieces.iter().map(|rows| rows.labels.len() as u64).sum());
+        loaded.skipped.extend(pieces.iter_mut().flat_map(|rows| rows.skipped.drain(..)));
+        Ok(())
     }
 
     /// Has the device take a batch from its own copy of the set, where it has one.
-    fn choose(&mut self, wanted: Wanted, tape: usize, [h, w, c]: [usize; 3]) -> Result<Option<u64>, GpuError> {
+    fn choose(&mut self, wanted: Wanted, batch: usize, [h, w, c]: [usize; 3]) -> Result<Option<u64>, GpuError> {
         let Some(resident) = &self.resident else { return Ok(None) };
         let Some(chosen) = self.loader.choose(wanted) else { return Ok(None) };
         let n = chosen.samples.len();
         let ring = self.choices.entry(n).or_default();
-        while ring.len() < (DEPTH + 1) * self.body.tapes.len() {
+        while ring.len() < self.depth {
             self.slots += 1;
             ring.push(Resident::room(&*self.gpu, n, self.slots)?);
         }
@@ -220,20 +280,24 @@ impl Stepper {
         self.gpu.release(from, staged.read)?;
         let work = Work { name: "batch", reads: &[from], writes: &[Place::Batch] };
         self.gpu.run(Stream::Compute, work, &mut || {
-            let (images, mut targets) = body.place(tape, &[n, h, w, c].map(|x| x as i64))?;
+            let (images, mut targets) = body.place(batch, &[n, h, w, c].map(|x| x as i64), n as i64)?;
             resident.take(split, &chosen, staged, (&images, &mut targets))
         })?;
         staged.read = Some(self.gpu.record(Stream::Compute)?);
         Ok(Some(chosen.digest))
     }
 
-    /// Copies a batch to the device, behind what is enqueued.
-    fn hand_over(&mut self, tape: usize, pieces: &[Delivered], [h, w, c]: [usize; 3]) -> Result<(), GpuError> {
-        let n: usize = pieces.iter().map(|rows| rows.labels.len()).sum();
+    /// Copies a batch to the device, behind what is enqueued: to where `room` samples have room.
+    fn hand_over(
+        &mut self,
+        (batch, room): (usize, u64),
+        pieces: &[Delivered],
+        [h, w, c]: [usize; 3],
+    ) -> Result<(), GpuError> {
+        let n = room as usize;
         let shape = [n, h, w, c].map(|x| x as i64);
         let ring = self.stagings.entry(shape).or_default();
-        let wanted = (DEPTH + 1) * self.body.tapes.len();
-        while ring.len() < wanted {
+        while ring.len() < self.depth {
             let images = self.gpu.host_room(n * h * w * c, Kind::Float)?;
             let targets = self.gpu.host_room(n * TARGET as usize, Kind::Double)?;
             let images = images.f_view(shape).map_err(TorchError::from)?;
@@ -254,16 +318,26 @@ impl Stepper {
             lockstep_torch::write(&mut part(&staging.targets)?, &targets(rows))?;
             first += len;
         }
-        let body = &mut self.body;
+        let (body, room) = (&mut self.body, room as i64);
+        let there = |of: &Tensor| of.f_narrow(0, 0, first).map_err(TorchError::from);
+        let (images, targets) = (there(&staging.images)?, there(&staging.targets)?);
         let work = Work { name: "batch", reads: &[place], writes: &[Place::Batch] };
-        self.gpu.run(Stream::Compute, work, &mut || body.take_batch(tape, (&staging.images, &staging.targets)))?;
+        self.gpu.run(Stream::Compute, work, &mut || body.take_batch((batch, room), (&images, &targets)))?;
         staging.read = Some(self.gpu.record(Stream::Compute)?);
         Ok(())
     }
 
-    fn enqueue(&mut self, generation: Generation, plan: &StepPlan, batch: (&Frame, u64)) -> Result<(), GpuError> {
-        let (frame, digest) = batch;
+    fn enqueue(
+        &mut self,
+        generation: Generation,
+        plan: &StepPlan,
+        (frame, digest, is_whole): (&Frame, u64, bool),
+    ) -> Result<(), GpuError> {
         self.upload(generation, plan, digest)?;
+        if !is_whole {
+            // Every rank knows it, and shapes like these do not come again.
+            return self.body.enqueue(&mut *self.gpu, frame);
+        }
         let shape = Shape { batch: plan.batch.len, shards: plan.shards.clone(), image: frame.image };
         match self.captures.decide(plan.step, &shape) {
             Mode::Eager => self.body.enqueue(&mut *self.gpu, frame),
@@ -355,18 +429,23 @@ impl Stepper {
         };
         let sums = Tensor::f_zeros([3], (Kind::Double, self.gpu.device())).map_err(TorchError::from)?;
         self.body.round(&mut *self.gpu).map_err(gpu_error)?;
+        let mut skipped = Vec::new();
         for i in own {
-            self.load(Source::Test, &[split::chunk_positions(all, size, i)])?;
+            let loaded = self.load(Source::Test, &[split::chunk_positions(all, size, i)])?;
+            skipped.extend(loaded.skipped);
             self.body.infer(&mut *self.gpu, &running, &sums).map_err(gpu_error)?;
             self.pulse.beat();
         }
+        let op = Operation { lane: Lane::Norm, step, name: "test samples left out", index: 0 };
+        let skipped = self.left_out(&op, &skipped, (samples, &|| "the test set".to_owned()))?;
+        let samples = samples - skipped.len() as u64;
         let op = Operation { lane: Lane::Norm, step, name: "evaluation", index: 0 };
         self.gpu.all_reduce(Stream::Compute, &op, Place::Totals, &sums).map_err(gpu_error)?;
         let total = self.read(&sums).map_err(gpu_error)?;
         let of = |sum: f64| sum / samples as f64;
         let (loss, error, error_top5) = (of(total[0]), of(total[1]), of(total[2]));
         let seconds = started.elapsed().as_secs_f64();
-        Ok(EvalOutcome { loss, error, error_top5, samples, skipped: Vec::new(), seconds })
+        Ok(EvalOutcome { loss, error, error_top5, samples, skipped, seconds })
     }
 
     /// Waits for numbers of the device.
@@ -392,9 +471,7 @@ impl Stepper {
             let range = SampleRange { start, len: batch.min(num_positions - start) };
             let shards = split::split_even(split::num_chunks(range.len, chunk), self.gpu.world());
             let plan = StepPlan { step, epoch: Epoch(1), lr: 0.0, batch: range, shards };
-            let frame = self.frame(&plan);
-            let ranges = self.ranges(&frame.shard);
-            self.load(Source::Train(Epoch(1), range), &ranges)?;
+            let (frame, _) = self.take_up(&plan)?;
             self.body.add_statistics(&mut *self.gpu, &frame, &sum).map_err(gpu_error)?;
         }
         Ok(sum.f_div_scalar(batches.max(1) as f64).map_err(TorchError::from)?)

@@ -18,7 +18,6 @@ use super::body::Body;
 use super::captures::Captures;
 use super::gpu::{Gpu, GpuError};
 use super::memory::{Memory, REMEDY};
-use super::refusal::refusal;
 use super::stepper::Stepper;
 use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
 use crate::model;
@@ -58,9 +57,6 @@ impl DeviceTrainer {
         gpu: Box<dyn Gpu>,
         threads: usize,
     ) -> Result<Self, ComputeError> {
-        if let Some(why) = refusal(recipe) {
-            return Err(ComputeError::fatal(ExitCode::Usage, why));
-        }
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .thread_name(|i| format!("loader-{i}"))
@@ -219,11 +215,20 @@ impl Compute for DeviceTrainer {
         let len = u64::from(self.recipe.train.chunk).min(self.recipe.train.batch).min(data);
         let plan =
             StepPlan { step: Step(1), epoch: Epoch(1), lr: 0.0, batch: SampleRange { start: 0, len }, shards: vec![1] };
-        let outcome = self.step(Generation(0), &plan)?;
         let mut hasher = sha2::Sha256::new();
-        hasher.update(outcome.loss.to_le_bytes());
-        let gradient = self.stepper.gradient().f_to_device(Device::Cpu).map_err(TorchError::from).map_err(torch)?;
-        hasher.update(sure(read_bytes(&gradient)));
+        match self.stepper.advance(Generation(0), &plan) {
+            Ok(mut known) => {
+                while self.stepper.pending.len() > 0 {
+                    known.extend(self.stepper.settle().map_err(|error| self.explained(error))?);
+                }
+                known.iter().for_each(|(_, outcome)| hasher.update(outcome.loss.to_le_bytes()));
+                let gradient = self.stepper.gradient().f_to_device(Device::Cpu);
+                hasher.update(sure(read_bytes(&gradient.map_err(TorchError::from).map_err(torch)?)));
+            }
+            // As on the CPU: nothing to compare, but no reason to end.
+            Err(StepError::NothingLeft { .. }) => hasher.update(b"nothing left"),
+            Err(error) => return Err(self.explained(error)),
+        }
         self.host.id = kept.1;
         self.take_bytes(&kept.0)?;
         Ok(hex(&hasher.finalize()))
@@ -250,6 +255,7 @@ impl Compute for DeviceTrainer {
         let opened = self.stepper.gpu.open(collective);
         let refusal = self.stepper.gpu.capture_refusal().or_else(|| self.stepper.body.capture_refusal());
         self.stepper.captures = Captures::new(base, refusal);
+        self.stepper.body.give_back();
         if let Err(error) = opened {
             self.lost = Some(error.to_string());
         }

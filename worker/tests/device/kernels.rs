@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use lockstep_collective::{Collective, Solo};
 use lockstep_cuda::{Fused, Launcher};
 use lockstep_kernels::host::{Host, ORDERS};
 use lockstep_kernels::{Device, KernelError, Launch};
@@ -10,7 +11,7 @@ use lockstep_proto::recipe::{Arch, BatchNorm, Precision, Reduction};
 use lockstep_worker::compute::Compute;
 use lockstep_worker::device::{DeviceTrainer, HostGpu};
 
-use super::{begin, distance, on_host, plan, recipe};
+use super::{begin, distance, mesh, on_host, plan, recipe};
 
 struct OnHost(Host);
 
@@ -83,4 +84,25 @@ fn what_kernels_do_not_know_is_composed_and_images_of_the_device_are_the_loaders
     }
     let (want, have) = (composed.evaluate(Step(3)).unwrap(), fused.evaluate(Step(3)).unwrap());
     assert_eq!((want.loss, want.error), (have.loss, have.error));
+}
+
+/// A grid over no rows, and memory that is none.
+#[test]
+fn a_rank_without_samples_takes_part_with_kernels_too() {
+    let mut recipe = recipe(Precision::Fp32);
+    recipe.train.seed = 1;
+    recipe.model.width = 8;
+    let course = |mut device: DeviceTrainer, collective: Arc<dyn Collective>, shards: &[u32]| {
+        device.join(collective);
+        let mut plan = plan(1, 32, shards);
+        plan.lr = 0.01;
+        let loss = device.step(Generation(1), &plan).unwrap().loss;
+        (loss, device.tensors().0)
+    };
+    let want = course(on_host(&recipe), Arc::new(Solo::new()), &[4]);
+    for (loss, model) in mesh::ranks(2, |collective| course(with_kernels(&recipe), collective, &[4, 0])) {
+        assert!((loss - want.0).abs() <= 2e-5 * want.0, "{loss} against {}", want.0);
+        let off = distance(&want.1, &model);
+        assert!(off <= 2e-5, "weights and statistics differ by {off:e}");
+    }
 }

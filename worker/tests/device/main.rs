@@ -93,8 +93,17 @@ fn variants() -> Vec<(&'static str, Recipe)> {
     chunked.train.batch_norm = BatchNorm::Chunk;
     chunked.train.reduction = Reduction::Canonical;
     all.push(("canonical order, statistics of chunks", chunked.clone()));
+    chunked.train.reduction = Reduction::Fast;
+    all.push(("statistics of chunks, in any order", chunked.clone()));
+    chunked.train.accumulate = 3;
+    all.push(("statistics of chunks, in any order, in parts", chunked.clone()));
+    chunked.train.reduction = Reduction::Canonical;
+    all.push(("canonical order, statistics of chunks, in parts", chunked.clone()));
+    chunked.train.accumulate = 1;
     chunked.train.batch_norm = BatchNorm::Global;
-    all.push(("canonical order", chunked));
+    all.push(("canonical order", chunked.clone()));
+    chunked.train.batch_norm = BatchNorm::Local;
+    all.push(("canonical order, statistics of ranks", chunked));
     let mut mixed = recipe(Precision::Fp64);
     mixed.train.label_smoothing = 0.1;
     mixed.train.mixup_alpha = 0.4;
@@ -161,14 +170,17 @@ fn in_bf16_and_fp32_it_is_near_the_plain_path() {
 #[test]
 fn ranks_with_uneven_and_empty_shards_equal_one() {
     let cases = [
-        (BatchNorm::Global, Reduction::Fast, Precision::Fp64),
-        (BatchNorm::Global, Reduction::Canonical, Precision::Fp32),
-        (BatchNorm::Chunk, Reduction::Canonical, Precision::Fp64),
+        (BatchNorm::Global, Reduction::Fast, Precision::Fp64, 1),
+        (BatchNorm::Global, Reduction::Canonical, Precision::Fp32, 1),
+        (BatchNorm::Chunk, Reduction::Canonical, Precision::Fp64, 1),
+        (BatchNorm::Chunk, Reduction::Canonical, Precision::Fp32, 2),
+        (BatchNorm::Chunk, Reduction::Fast, Precision::Fp64, 2),
     ];
-    for (batch_norm, reduction, precision) in cases {
+    for (batch_norm, reduction, precision, accumulate) in cases {
         let mut recipe = recipe(precision);
         recipe.train.batch_norm = batch_norm;
         recipe.train.reduction = reduction;
+        recipe.train.accumulate = accumulate;
         let course = |collective: Arc<dyn Collective>, shards: &[u32]| {
             let (mut device, log) = recorded(&recipe, false);
             device.canary().unwrap();

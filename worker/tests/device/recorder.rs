@@ -270,8 +270,9 @@ impl Gpu for Recorder {
         self.inner.world()
     }
 
-    fn agree(&mut self, op: &Op, yes: bool) -> Result<bool, GpuError> {
-        self.inner.agree(op, yes)
+    fn gather(&mut self, op: &Op, mine: &[u8]) -> Result<Vec<Vec<u8>>, GpuError> {
+        self.log().trace.push(format!("host gather {}", op.name));
+        self.inner.gather(op, mine)
     }
 
     fn open(&mut self, collective: Arc<dyn Collective>) -> Result<(), GpuError> {

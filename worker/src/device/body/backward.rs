@@ -4,18 +4,23 @@ use lockstep_collective::{Lane, Op as Operation};
 use lockstep_torch::TorchError;
 use tch::Tensor;
 
+use super::forward::grow;
 use super::{Body, Frame, Layer, copied};
 use crate::device::gpu::{Gpu, GpuError, Place, Stream, Work};
 use crate::program::{Op, ParamId, Segment};
 use crate::state::view_of;
 
 impl Body {
-    /// Back through every segment; a bucket whose last gradient is finished goes on its way.
-    pub(super) fn backward(&mut self, gpu: &mut dyn Gpu, frame: &Frame, layers: &[Layer]) -> Result<(), GpuError> {
+    /// Back through every segment; in the last part a bucket whose last gradient is finished goes on its way.
+    pub(super) fn backward(
+        &mut self,
+        gpu: &mut dyn Gpu,
+        (frame, is_last): (&Frame, bool),
+        layers: &[Layer],
+    ) -> Result<(), GpuError> {
         let mut bucket = 0;
         let mut missing: Vec<usize> = self.slices.iter().map(|slice| slice.params.len()).collect();
-        let mut met: Option<(usize, Tensor)> = None;
-        let mut met_each: Vec<Tensor> = Vec::new();
+        let mut met: Vec<Tensor> = Vec::new();
         for s in (0..self.segments.len()).rev() {
             let segment = self.segments[s].clone();
             let entered = segment.enters.and_then(|op| self.program.norm_at(op).map(|norm| (op, norm)));
@@ -28,10 +33,9 @@ impl Body {
             };
             gpu.run(Stream::Compute, work, &mut || {
                 messages.clear();
-                for i in 0..self.tapes.len() {
+                for i in 0..self.part.len() {
                     if let Some(op) = segment.meets {
-                        let sums = met.as_ref().map(|(_, sums)| sums).or(met_each.get(i));
-                        self.norm_gradient(i, op, layers, sums)?;
+                        self.norm_gradient(i, op, layers, met.get(i).or(met.first()))?;
                     }
                     for op in self.program.ops[segment.ops.clone()].to_vec().iter().rev() {
                         self.tapes[i].undo(op)?;
@@ -48,20 +52,16 @@ impl Body {
                 let Some(at) = self.bucket_of(*w) else { continue };
                 missing[at] -= 1;
                 while bucket < missing.len() - 1 && missing[bucket] == 0 {
-                    self.send(gpu, frame, bucket)?;
+                    self.finish(gpu, (frame, is_last), bucket)?;
                     bucket += 1;
                 }
             }
             if let Some((_, norm)) = entered {
-                (met, met_each) = if self.is_global() {
-                    (Some((norm.0, self.sum(gpu, frame, ("gradient sums of norm layer", norm.0), messages)?)), vec![])
-                } else {
-                    (None, messages)
-                };
+                met = self.over_scope(gpu, frame, ("gradient sums of norm layer", norm.0), messages)?;
             }
         }
         // Vectors are finished last.
-        self.send(gpu, frame, missing.len() - 1)
+        self.finish(gpu, (frame, is_last), missing.len() - 1)
     }
 
     /// What backward through a segment writes: which buckets, among others.
@@ -141,8 +141,37 @@ impl Body {
         Ok(view.f_copy_(gradient)?)
     }
 
-    /// A bucket on its way, behind everything that compute has done so far.
-    pub(super) fn send(&mut self, gpu: &mut dyn Gpu, frame: &Frame, bucket: usize) -> Result<(), GpuError> {
+    /// A bucket has the gradient of the batches in hand: where they are chunks, their sums go to those of the parts before;
+    /// in the last part it goes on its way, behind everything that compute has done so far.
+    fn finish(&mut self, gpu: &mut dyn Gpu, (frame, is_last): (&Frame, bool), bucket: usize) -> Result<(), GpuError> {
+        let place = Place::Gradient(bucket as u32);
+        if self.is_apart() {
+            let work = Work { name: "gradient of chunks", reads: &[place], writes: &[place] };
+            gpu.run(Stream::Compute, work, &mut || self.hold((frame, is_last), bucket))?;
+        }
+        if is_last { self.send(gpu, frame, bucket) } else { Ok(()) }
+    }
+
+    fn hold(&mut self, (frame, is_last): (&Frame, bool), bucket: usize) -> Result<(), TorchError> {
+        let (start, len) = (self.slices[bucket].start as i64, self.slices[bucket].len as i64);
+        let local = &frame.shard.local;
+        let first = local.chunks.start + self.part.start as u32;
+        let chunks = first..first + self.part.len() as u32;
+        let leaf = |leaf: &Tensor| copied(&leaf.f_narrow(0, start, len)?);
+        let leaves = self.leaves[..self.part.len()].iter().map(leaf).collect::<Result<_, TorchError>>()?;
+        grow(local.tree, &mut self.held[bucket], (chunks, leaves))?;
+        if is_last && !self.is_ordered() {
+            // One sum, or of a rank without chunks none.
+            let mut to = self.gradient.f_narrow(0, start, len)?;
+            match self.held[bucket].pop() {
+                Some((_, sum)) => to.f_copy_(&sum)?,
+                None => drop(to.f_zero_()?),
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, gpu: &mut dyn Gpu, frame: &Frame, bucket: usize) -> Result<(), GpuError> {
         let (start, len) = (self.slices[bucket].start as i64, self.slices[bucket].len as i64);
         let place = Place::Gradient(bucket as u32);
         let ready = gpu.record(Stream::Compute)?;
@@ -150,14 +179,9 @@ impl Body {
         let op = Operation { lane: Lane::Buckets, step: frame.step, name: "gradient bucket", index: bucket as u32 };
         let mut sum = self.gradient.f_narrow(0, start, len).map_err(TorchError::from)?;
         if !self.is_ordered() {
-            if self.tapes.is_empty() {
-                return Err(TorchError::new("a rank without a tape").into());
-            }
             return gpu.all_reduce(Stream::Buckets, &op, place, &sum);
         }
-        let leaf = |leaf: &Tensor| copied(&leaf.f_narrow(0, start, len)?);
-        let leaves = self.leaves.iter().map(leaf).collect::<Result<_, TorchError>>()?;
-        let partials = self.fold(frame, leaves)?;
+        let partials: Vec<Tensor> = self.held[bucket].drain(..).map(|(_, sum)| sum).collect();
         gpu.reduce_in_order(Stream::Buckets, &op, (&frame.shard.layout, &partials), (place, &mut sum))
     }
 }

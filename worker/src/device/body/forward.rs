@@ -1,6 +1,10 @@
 //! Forward to the loss: every tape through every segment; between two segments the statistics of a norm meet.
 
+use std::ops::Range;
+
 use lockstep_collective::{Lane, Op as Operation};
+use lockstep_proto::recipe::BatchNorm;
+use lockstep_proto::tree::{Node, Tree};
 use lockstep_torch::TorchError;
 use tch::{Kind, Tensor};
 
@@ -28,7 +32,7 @@ impl Body {
                 if s == 0 {
                     self.begin()?;
                 }
-                for i in 0..self.tapes.len() {
+                for i in 0..self.part.len() {
                     if let Some((op, layer)) = entered {
                         self.apply(i, op, &layers[layer])?;
                     }
@@ -61,36 +65,56 @@ impl Body {
         let Op::Norm { x, norm, .. } = self.program.ops[op] else { return Ok(Vec::new()) };
         let pixels = self.pixels(frame, x);
         if self.tuning.is_fixed(norm.0) {
-            let fixed = || Ok::<_, TorchError>(Statistics::Composed(self.fixed(&self.running, norm.0)?));
-            return Ok(messages.iter().map(|_| fixed()).collect::<Result<_, _>>()?);
+            return Ok(vec![Statistics::Composed(self.fixed(&self.running, norm.0)?)]);
         }
         let of = |body: &Self, sums: &Tensor, samples: u64| {
             body.affine(norm.0, |affine| body.norms.statistics(&Sums { sums, samples, pixels }, affine))
         };
-        if !self.is_global() {
-            let lens = self.lens(frame);
-            let each = messages.iter().zip(lens).map(|(message, len)| of(self, message, len));
-            return Ok(each.collect::<Result<_, TorchError>>()?);
-        }
-        let sums = self.sum(gpu, frame, ("statistics of norm layer", norm.0), messages)?;
+        let sums = self.over_scope(gpu, frame, ("statistics of norm layer", norm.0), messages)?;
+        let own = &frame.lens[self.part.clone()];
+        let lens = match self.recipe.train.batch_norm {
+            BatchNorm::Global => vec![frame.batch],
+            BatchNorm::Local => vec![own.iter().sum()],
+            BatchNorm::Chunk => own.to_vec(),
+        };
         let mut layer = Vec::new();
         let work = Work { name: "statistics", reads: &[Place::Message], writes: &[Place::Message] };
         gpu.run(Stream::Compute, work, &mut || {
-            layer = vec![of(self, &sums, frame.batch)?];
+            let each = sums.iter().zip(&lens).map(|(sums, len)| of(self, sums, *len));
+            layer = each.collect::<Result<_, TorchError>>()?;
             Ok(())
         })?;
         Ok(layer)
     }
 
-    /// Samples of each tape.
-    pub(super) fn lens(&self, frame: &Frame) -> Vec<u64> {
-        if self.is_ordered() {
-            return frame.shard.chunks.iter().map(|range| range.len).collect();
+    /// Sums messages of a norm over whose statistics it has: all ranks, or this one, one for all; or each chunk as it is.
+    pub(super) fn over_scope(
+        &self,
+        gpu: &mut dyn Gpu,
+        frame: &Frame,
+        name: (&'static str, usize),
+        messages: Vec<Tensor>,
+    ) -> Result<Vec<Tensor>, GpuError> {
+        match self.recipe.train.batch_norm {
+            BatchNorm::Global => Ok(vec![self.sum(gpu, frame, name, messages)?]),
+            BatchNorm::Chunk => Ok(messages),
+            BatchNorm::Local if !self.is_apart() => Ok(messages),
+            BatchNorm::Local => {
+                let parts = self.add_up(gpu, frame, messages)?;
+                let whole = self.numbers(2 * self.program.norms[name.1].channels)?;
+                let work = Work { name: "sum of this rank", reads: &[Place::Message], writes: &[Place::Message] };
+                gpu.run(Stream::Compute, work, &mut || {
+                    for part in &parts {
+                        let _ = whole.shallow_clone().f_add_(part)?;
+                    }
+                    Ok(())
+                })?;
+                Ok(vec![whole])
+            }
         }
-        vec![frame.shard.chunks.iter().map(|range| range.len).sum()]
     }
 
-    /// Sums a message over tapes and ranks, on the compute stream: backward and forward wait for it.
+    /// Sums a message over batches and ranks, on the compute stream: backward and forward wait for it.
     pub(super) fn sum(
         &self,
         gpu: &mut dyn Gpu,
@@ -99,31 +123,36 @@ impl Body {
         messages: Vec<Tensor>,
     ) -> Result<Tensor, GpuError> {
         let op = Operation { lane: Lane::Norm, step: frame.step, name, index: index as u32 };
+        let mut partials = self.add_up(gpu, frame, messages)?;
+        let len = self.program.norms.get(index).map_or(0, |norm| 2 * norm.channels);
+        let len = if name == LOSS { 2 } else { len };
         if !self.is_ordered() {
-            let message = messages.into_iter().next();
-            let message = message.map_or_else(|| self.numbers(0), Ok)?;
+            let message = partials.pop().map_or_else(|| self.numbers(len), Ok)?;
             gpu.all_reduce(Stream::Compute, &op, Place::Message, &message)?;
             return Ok(message);
         }
-        let len = self.program.norms.get(index).map_or(0, |norm| 2 * norm.channels);
-        let mut out = self.numbers(if name == LOSS { 2 } else { len })?;
-        let partials = self.fold(frame, messages)?;
+        let mut out = self.numbers(len)?;
         let (layout, place) = (&*frame.shard.layout, Place::Message);
         gpu.reduce_in_order(Stream::Compute, &op, (layout, &partials), (place, &mut out))?;
         Ok(out)
     }
 
-    /// Adds what chunks have into what the maximal subtrees of this rank have.
-    pub(super) fn fold(&self, frame: &Frame, leaves: Vec<Tensor>) -> Result<Vec<Tensor>, TorchError> {
-        let mut failed = None;
-        let add = |left: &mut Tensor, right: Tensor| {
-            if let Err(error) = left.f_add_(&right) {
-                failed.get_or_insert(error);
-            }
-        };
-        let local = &frame.shard.local;
-        let sums = local.tree.fold_chunks(local.chunks.clone(), leaves, add);
-        failed.map_or(Ok(()), Err)?;
+    /// Adds what this rank's batches have into what its maximal subtrees have; in place, of one batch nothing.
+    pub(super) fn add_up(
+        &self,
+        gpu: &mut dyn Gpu,
+        frame: &Frame,
+        mut messages: Vec<Tensor>,
+    ) -> Result<Vec<Tensor>, GpuError> {
+        if !self.is_apart() {
+            return Ok(messages);
+        }
+        let mut sums = Vec::new();
+        let work = Work { name: "sums of chunks", reads: &[Place::Message], writes: &[Place::Message] };
+        gpu.run(Stream::Compute, work, &mut || {
+            let local = &frame.shard.local;
+            grow(local.tree, &mut sums, (local.chunks.clone(), std::mem::take(&mut messages)))
+        })?;
         Ok(sums.into_iter().map(|(_, sum)| sum).collect())
     }
 
@@ -150,8 +179,8 @@ impl Body {
         Ok(())
     }
 
-    /// Loss and count over all ranks, and the gradient of the logits.
-    pub(super) fn loss(&mut self, gpu: &mut dyn Gpu, frame: &Frame) -> Result<(), GpuError> {
+    /// Loss and count of each batch in hand, and the gradient of the logits.
+    pub(super) fn loss(&mut self, gpu: &mut dyn Gpu, frame: &Frame) -> Result<Vec<Tensor>, GpuError> {
         let (batch, logits) = (frame.batch as f64, self.program.logits);
         let smoothing = self.recipe.train.label_smoothing;
         let mut sums = Vec::new();
@@ -162,15 +191,38 @@ impl Body {
         };
         gpu.run(Stream::Compute, work, &mut || {
             sums.clear();
-            for (tape, (_, targets)) in self.tapes.iter_mut().zip(&self.batches) {
+            for (tape, (_, targets)) in self.tapes.iter_mut().zip(&self.batches[self.part.clone()]) {
                 let (sum, gradient) = cross_entropy(tape.value(logits)?, targets, smoothing, batch)?;
                 tape.give(logits, gradient, true)?;
                 sums.push(sum.f_narrow(0, 0, 2)?.f_contiguous()?);
             }
             Ok(())
         })?;
+        Ok(sums)
+    }
+
+    /// Loss and count over all batches of all ranks.
+    pub(super) fn take_totals(&mut self, gpu: &mut dyn Gpu, frame: &Frame, sums: Vec<Tensor>) -> Result<(), GpuError> {
         let sum = self.sum(gpu, frame, (LOSS, 0), sums)?;
         let work = Work { name: "totals", reads: &[Place::Message], writes: &[Place::Totals] };
         gpu.run(Stream::Compute, work, &mut || Ok(self.totals.f_copy_(&sum)?))
     }
+}
+
+/// Adds what consecutive chunks have to the sums of those before them, as the tree says.
+pub(super) fn grow(
+    tree: Tree,
+    sums: &mut Vec<(Node, Tensor)>,
+    (chunks, leaves): (Range<u32>, Vec<Tensor>),
+) -> Result<(), TorchError> {
+    let mut failed = None;
+    let mut add = |left: &mut Tensor, right: Tensor| {
+        if let Err(error) = left.f_add_(&right) {
+            failed.get_or_insert(error);
+        }
+    };
+    for sum in tree.fold_chunks(chunks, leaves, &mut add) {
+        tree.grow(sums, sum, &mut add);
+    }
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }

@@ -5,6 +5,8 @@
 //!                  └ norm messages between       │bucket 0 │bucket 1 …     │ │
 //! buckets                                        └─ sum ───┴─ sum ─ …  ─ vote┘
 //! ```
+//! Chunks are batches of their own where their order or their statistics count; else all of a rank's are one. With
+//! `train.accumulate` they come part by part: a bucket goes on its way in the last one, with what the others left in it.
 
 mod backward;
 mod forward;
@@ -14,11 +16,13 @@ mod verdict;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Range;
 use std::sync::Arc;
 
 use lockstep_cuda::Usage;
 use lockstep_proto::ids::Step;
 use lockstep_proto::recipe::{BatchNorm, Precision, Recipe, Reduction, Solver};
+use lockstep_proto::tree::Node;
 use lockstep_torch::{TorchError, composed};
 use tch::{Kind, Tensor};
 
@@ -86,13 +90,16 @@ pub struct Body {
     pub votes: Tensor,
     /// The last step that counted, f64.
     pub applied: Tensor,
-    /// One a chunk: with the fast order, one.
-    pub tapes: Vec<Tape>,
+    /// One for each batch that is computed together with others.
+    tapes: Vec<Tape>,
+    /// Which batches these are.
+    part: Range<usize>,
     /// The average of the weights, flat, and of the running statistics, where the recipe keeps one.
     pub average: Option<(Tensor, Tensor)>,
-    /// Images, NHWC, f32, and their targets, f64 [n, 3]: one a tape. They keep their memory, so that captured steps find them.
+    /// Images, NHWC, f32, and their targets, f64 [n, 3], of every part. They keep their memory, so that captured steps find
+    /// them.
     batches: Vec<(Tensor, Tensor)>,
-    /// Such places by tape and shape.
+    /// Such places by batch and shape.
     places: BTreeMap<(usize, Vec<i64>), (Tensor, Tensor)>,
     recipe: Recipe,
     program: Arc<Program>,
@@ -106,8 +113,10 @@ pub struct Body {
     rounded: Tensor,
     /// The gradient, flat: the sum over all.
     gradient: Tensor,
-    /// The gradients of chunks, flat; with the fast order, `gradient` itself.
+    /// The gradients of the tapes, flat; where all chunks are one batch, `gradient` itself.
     leaves: Vec<Tensor>,
+    /// Of each bucket, sums over subtrees of the chunks that parts of the step have computed.
+    held: Vec<Vec<(Node, Tensor)>>,
     /// What the running statistics are to take in, f64.
     taken: Tensor,
     /// One where a running statistic follows the batches, zero where it is fixed, f64.
@@ -126,12 +135,16 @@ const LOSS: &str = "loss";
 pub struct Frame {
     /// Which step: names operations.
     pub step: Step,
-    /// Samples of the global batch.
+    /// Samples of the global batch that count.
     pub batch: u64,
     /// Who holds which chunks.
     pub shard: Shard,
     /// Height and width.
     pub image: (usize, usize),
+    /// Samples of each of this rank's batches.
+    pub lens: Vec<u64>,
+    /// Which of them are computed together, one part after another.
+    pub parts: Vec<Range<usize>>,
 }
 
 /// Statistics of one layer between forward and backward, one a tape, or one for all.
@@ -161,6 +174,7 @@ impl Body {
         let follows = follows(&program, &tuning)?.f_to_device(device)?;
         let numbers = |len: i64| Tensor::f_zeros([len], (Kind::Double, device));
         let target = recipe.train.bucket_bytes as usize / state.master.kind().elt_size_in_bytes();
+        let slices = slices(&program, &layout, |_| true, target.max(1));
         Ok(Self {
             running: numbers(2 * channels as i64)?,
             control: numbers(control::LEN)?,
@@ -170,12 +184,14 @@ impl Body {
             taken: numbers(2 * channels as i64)?,
             verdict: numbers(1)?,
             tapes: Vec::new(),
+            part: 0..0,
+            held: slices.iter().map(|_| Vec::new()).collect(),
             batches: Vec::new(),
             places: BTreeMap::new(),
             gradient: state.master.f_zeros_like()?,
             leaves: Vec::new(),
             segments: program.segments(),
-            slices: slices(&program, &layout, |_| true, target.max(1)),
+            slices,
             optimizer: Optimizer::new(&recipe.optim, &layout).over(tuning.spans()),
             average: None,
             follows,
@@ -209,39 +225,47 @@ impl Body {
         (solver != Solver::Sgd).then(|| format!("the rate of optim.solver = {solver:?} is no device value yet"))
     }
 
-    /// Makes room for as many batches side by side, each with a gradient of its own.
-    ///
-    /// # Errors
-    /// What libtorch says.
-    pub fn make_room(&mut self, num_tapes: usize) -> Result<(), TorchError> {
-        while self.tapes.len() < num_tapes {
+    /// These batches are computed from now on, each with a gradient of its own.
+    fn take_up(&mut self, part: &Range<usize>) -> Result<(), TorchError> {
+        while self.tapes.len() < part.len() {
             self.tapes.push(Tape::new(Arc::clone(&self.program), self.weights()?, self.kind, Passes::Composed));
-            let leaf = if self.is_ordered() { self.gradient.f_zeros_like()? } else { self.gradient.shallow_clone() };
+            let leaf = if self.is_apart() { self.gradient.f_zeros_like()? } else { self.gradient.shallow_clone() };
             self.leaves.push(leaf);
         }
-        self.tapes.truncate(num_tapes);
-        self.leaves.truncate(num_tapes);
+        self.part = part.clone();
         Ok(())
     }
 
-    /// Copies a batch into the place of a tape.
+    /// Gives back what the batches of a generation took. No graph may be left that knows of it.
+    pub fn give_back(&mut self) {
+        self.tapes.clear();
+        self.leaves.clear();
+    }
+
+    /// Copies a batch into its place, which has room for as many as `room`.
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn take_batch(&mut self, tape: usize, (images, targets): (&Tensor, &Tensor)) -> Result<(), TorchError> {
-        let size = images.size();
-        let (mut to_images, mut to_targets) = self.place(tape, &size)?;
+    pub fn take_batch(
+        &mut self,
+        (batch, room): (usize, i64),
+        (images, targets): (&Tensor, &Tensor),
+    ) -> Result<(), TorchError> {
+        let mut size = images.size();
+        let num_samples = size[0];
+        size[0] = room;
+        let (mut to_images, mut to_targets) = self.place(batch, &size, num_samples)?;
         lockstep_torch::copy_later(&mut to_images, images)?;
         lockstep_torch::copy_later(&mut to_targets, targets)
     }
 
-    /// The places of a batch of `size` (NHWC) in a tape, which computes on what is there from now on.
+    /// The places of a batch of `num_samples`, with room for `size` (NHWC). The batch is what is there from now on.
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn place(&mut self, tape: usize, size: &[i64]) -> Result<(Tensor, Tensor), TorchError> {
+    pub fn place(&mut self, batch: usize, size: &[i64], num_samples: i64) -> Result<(Tensor, Tensor), TorchError> {
         let device = self.control.device();
-        let place = match self.places.entry((tape, size.to_vec())) {
+        let place = match self.places.entry((batch, size.to_vec())) {
             Entry::Occupied(place) => place.into_mut(),
             Entry::Vacant(place) => {
                 // Memory of its own, also where images are on the CPU already.
@@ -249,26 +273,27 @@ impl Body {
                 place.insert((images, Tensor::f_empty([size[0], TARGET], (Kind::Double, device))?))
             }
         };
-        let place = (place.0.shallow_clone(), place.1.shallow_clone());
-        self.batches.truncate(tape);
+        let place = (place.0.f_narrow(0, 0, num_samples)?, place.1.f_narrow(0, 0, num_samples)?);
+        self.batches.truncate(batch);
         self.batches.push((place.0.shallow_clone(), place.1.shallow_clone()));
         Ok(place)
     }
 
     /// Images into slot 0 of each tape, which forgets everything else.
     pub(super) fn begin(&mut self) -> Result<(), TorchError> {
-        for (tape, (images, _)) in self.tapes.iter_mut().zip(&self.batches) {
-            tape.clear();
+        self.tapes.iter_mut().for_each(Tape::clear);
+        for (tape, (images, _)) in self.tapes.iter_mut().zip(&self.batches[self.part.clone()]) {
             tape.put(Slot(0), images.f_permute([0, 3, 1, 2])?.f_to_kind(self.kind)?);
         }
         Ok(())
     }
 
-    /// Adds loss, errors and top-5 errors of the batch in tape 0 to `sums` (f64, 3), with running statistics as they are.
+    /// Adds loss, errors and top-5 errors of the first batch to `sums` (f64, 3), with running statistics as they are.
     ///
     /// # Errors
     /// What the device says.
     pub fn infer(&mut self, gpu: &mut dyn Gpu, running: &Tensor, sums: &Tensor) -> Result<(), GpuError> {
+        self.take_up(&(0..1))?;
         let reads = [Place::Batch, Place::Weights, Place::Rounded, Place::Running, Place::Totals];
         let work = Work { name: "infer", reads: &reads, writes: &[Place::Activations, Place::Totals] };
         gpu.run(Stream::Compute, work, &mut || {
@@ -289,13 +314,18 @@ impl Body {
         })
     }
 
-    /// Adds what the running statistics would take in from the batches in the tapes to `sum`.
+    /// Adds what the running statistics would take in from the batches to `sum`.
     ///
     /// # Errors
     /// What the device says.
     pub fn add_statistics(&mut self, gpu: &mut dyn Gpu, frame: &Frame, sum: &Tensor) -> Result<(), GpuError> {
-        let layers = self.forward(gpu, frame)?;
-        self.take_statistics(gpu, frame, &layers)?;
+        let mut statistics = Vec::new();
+        for part in &frame.parts {
+            self.take_up(part)?;
+            let layers = self.forward(gpu, frame)?;
+            statistics.extend(self.statistics(gpu, frame, &layers)?);
+        }
+        self.take_statistics(gpu, frame, statistics)?;
         let work = Work { name: "precise statistics", reads: &[Place::Taken], writes: &[Place::Totals] };
         gpu.run(Stream::Compute, work, &mut || {
             let _ = sum.shallow_clone().f_add_(&self.taken)?;
@@ -330,7 +360,7 @@ impl Body {
     /// What it takes, by part.
     pub fn memory(&self, usage: Usage) -> Memory {
         let rounded = (self.kind == Kind::BFloat16).then_some(&self.rounded);
-        let leaves = self.leaves.iter().filter(|_| self.is_ordered());
+        let leaves = self.leaves.iter().filter(|_| self.is_apart());
         Memory::new(usage)
             .with("weights", [&self.state.master].into_iter().chain(rounded))
             .with("optimizer", self.state.buffers.iter().map(|buffer| &buffer.values))
@@ -382,16 +412,31 @@ impl Body {
         self.recipe.train.batch_norm == BatchNorm::Global
     }
 
+    /// Whether every chunk is a batch of its own: for its order in sums, or for its statistics.
+    pub fn is_apart(&self) -> bool {
+        self.is_ordered() || self.recipe.train.batch_norm == BatchNorm::Chunk
+    }
+
     /// The step. Batches and control numbers are there.
     ///
     /// # Errors
     /// What the device says while things are enqueued; nothing of the state has changed then, or will.
     pub fn enqueue(&mut self, gpu: &mut dyn Gpu, frame: &Frame) -> Result<(), GpuError> {
         self.round(gpu)?;
-        let layers = self.forward(gpu, frame)?;
-        self.loss(gpu, frame)?;
-        self.backward(gpu, frame, &layers)?;
-        self.take_statistics(gpu, frame, &layers)?;
+        self.held.iter_mut().for_each(Vec::clear); // of a step that was cut short
+        let (mut losses, mut statistics) = (Vec::new(), Vec::new());
+        for (number, part) in frame.parts.iter().enumerate() {
+            let is_last = number + 1 == frame.parts.len();
+            self.take_up(part)?;
+            let layers = self.forward(gpu, frame)?;
+            losses.extend(self.loss(gpu, frame)?);
+            if is_last {
+                self.take_totals(gpu, frame, std::mem::take(&mut losses))?;
+            }
+            statistics.extend(self.statistics(gpu, frame, &layers)?);
+            self.backward(gpu, (frame, is_last), &layers)?;
+        }
+        self.take_statistics(gpu, frame, statistics)?;
         let voted = self.vote(gpu, frame)?;
         gpu.wait(Stream::Compute, voted)?;
         self.judge(gpu)?;

@@ -12,39 +12,63 @@ use crate::optim::Pace;
 use crate::state::{Buffer, State};
 
 impl Body {
-    /// What the running statistics are to take in: mean and unbiased variance of every layer. Of tapes and ranks: their
-    /// mean, weighted by samples.
-    pub(super) fn take_statistics(
-        &mut self,
+    /// What the running statistics are to take in from the batches in hand: mean and unbiased variance of every layer. One
+    /// for all ranks, or where each batch has its own, one for each, weighted by its samples.
+    pub(super) fn statistics(
+        &self,
         gpu: &mut dyn Gpu,
         frame: &Frame,
         layers: &[Layer],
-    ) -> Result<(), GpuError> {
+    ) -> Result<Vec<Tensor>, GpuError> {
         let flat = |i: usize| -> Result<Tensor, TorchError> {
             let taken = layers.iter().map(|layer| layer[i.min(layer.len() - 1)].taken());
             Ok(Tensor::f_cat(&taken.collect::<Result<Vec<_>, TorchError>>()?, 0)?)
         };
-        let work = Work { name: "batch statistics", reads: &[Place::Message], writes: &[Place::Taken] };
-        if layers.is_empty() {
-            return Ok(());
-        }
-        if self.is_global() {
-            return gpu.run(Stream::Compute, work, &mut || Ok(self.taken.f_copy_(&flat(0)?)?));
-        }
-        let lens = self.lens(frame);
         let mut each = Vec::new();
+        if layers.is_empty() {
+            return Ok(each);
+        }
+        let work = Work { name: "batch statistics", reads: &[Place::Message], writes: &[Place::Message] };
         gpu.run(Stream::Compute, work, &mut || {
+            if self.is_global() {
+                each = vec![flat(0)?];
+                return Ok(());
+            }
+            let lens = frame.lens[self.part.clone()].iter().enumerate();
             let weighted = |(i, len): (usize, &u64)| Ok(flat(i)?.f_mul_scalar(*len as f64 / frame.batch as f64)?);
-            each = lens.iter().enumerate().map(weighted).collect::<Result<Vec<_>, TorchError>>()?;
+            each = lens.map(weighted).collect::<Result<Vec<_>, TorchError>>()?;
             Ok(())
         })?;
+        Ok(each)
+    }
+
+    /// The running statistics are to take in these, of all batches of this rank, and those of the others.
+    pub(super) fn take_statistics(
+        &mut self,
+        gpu: &mut dyn Gpu,
+        frame: &Frame,
+        each: Vec<Tensor>,
+    ) -> Result<(), GpuError> {
+        if self.program.norms.is_empty() {
+            return Ok(());
+        }
+        let work = Work { name: "statistics to take in", reads: &[Place::Message], writes: &[Place::Taken] };
+        if self.is_global() {
+            return gpu.run(Stream::Compute, work, &mut || Ok(self.taken.f_copy_(&each[0])?));
+        }
         let op = Operation { lane: Lane::Norm, step: frame.step, name: "running statistics", index: 0 };
+        let partials = self.add_up(gpu, frame, each)?;
         if self.is_ordered() {
-            let partials = self.fold(frame, each)?;
             let layout = &*frame.shard.layout;
             return gpu.reduce_in_order(Stream::Compute, &op, (layout, &partials), (Place::Taken, &mut self.taken));
         }
-        gpu.run(Stream::Compute, work, &mut || Ok(self.taken.f_copy_(&each[0])?))?;
+        gpu.run(Stream::Compute, work, &mut || {
+            match partials.first() {
+                Some(sum) => self.taken.f_copy_(sum)?,
+                None => drop(self.taken.f_zero_()?),
+            }
+            Ok(())
+        })?;
         gpu.all_reduce(Stream::Compute, &op, Place::Taken, &self.taken)
     }
 
