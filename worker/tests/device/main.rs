@@ -278,6 +278,7 @@ fn junk_of_an_aborted_neighbour_never_reaches_the_weights() {
     assert!(device.advance(Generation(2), &plan(4, 32, &[2, 2])).unwrap().is_empty());
     let error = device.advance(Generation(2), &plan(5, 32, &[2, 2])).unwrap_err();
     assert!(matches!(error, ComputeError::Collective(CollectiveError::Outvoted { step: Step(3), .. })), "{error}");
+    assert!(error.to_string().contains(" instead of "), "it is told what the votes were: {error}");
     device.leave();
     assert_eq!(device.to_bytes(), state, "bits of weights, momentum and statistics");
     assert_eq!(device.id().unwrap().step, Step(2));
@@ -308,6 +309,34 @@ fn a_collective_that_fails_anywhere_in_a_step_changes_nothing() {
         assert_eq!(device.id().unwrap().step, Step(2));
     }
     assert_eq!(log.lock().unwrap().violations, Vec::<String>::new());
+}
+
+/// A rank that gives up has a step in its queue already: when the device comes to the vote, it is none.
+#[test]
+fn what_was_enqueued_before_the_poison_does_not_count_behind_it() {
+    let (mut device, log, state) = after_two_steps(false);
+    device.join(Arc::new(Solo::new()));
+    log.lock().unwrap().comes_late_to = Some("vote");
+    let error = device.step(Generation(2), &plan(3, 32, &[4])).unwrap_err();
+    assert!(matches!(error, ComputeError::Collective(CollectiveError::Outvoted { step: Step(3), .. })), "{error}");
+    assert!(error.to_string().contains("do not add up (0 instead of "), "{error}");
+    device.leave();
+    assert_eq!((device.id().unwrap().step, device.to_bytes()), (Step(2), state));
+}
+
+/// The votes add up and the loss is a number, and yet nothing was written.
+#[test]
+fn a_step_that_the_device_did_not_apply_is_never_reported() {
+    let (mut device, log, state) = after_two_steps(false);
+    log.lock().unwrap().loses = vec!["optimizer", "running statistics"];
+    device.join(Arc::new(Solo::new()));
+    let error = device.step(Generation(2), &plan(3, 32, &[4])).unwrap_err();
+    assert!(error.to_string().contains("the state is still that after step 2"), "{error}");
+    device.leave();
+    assert_eq!((device.id().unwrap().step, device.to_bytes()), (Step(2), state));
+    log.lock().unwrap().loses.clear();
+    device.join(Arc::new(Solo::new()));
+    assert_eq!(device.step(Generation(3), &plan(3, 32, &[4])).unwrap().samples, 32);
 }
 
 #[test]
