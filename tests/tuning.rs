@@ -142,6 +142,12 @@ fn a_dry_run_tells_shapes_and_memory_and_writes_nothing() {
         (found["batch"].as_u64(), found["chunks"].as_u64(), found["frozen"].as_u64()),
         (Some(32), Some(4), Some(232))
     );
+    // Six layers of BatchNorm beside the frozen one have messages forward and backward: 16·(2·8 + 2·16 + 2·32) bytes each way.
+    let traffic = ["norm_messages", "norm", "buckets"].map(|key| found["traffic"][key].as_u64().unwrap());
+    assert_eq!(traffic, [12, 3584, 3]);
+    let trained = 4 * (found["parameters"].as_u64().unwrap() - 232);
+    let gradient = found["traffic"]["gradient"].as_u64().unwrap();
+    assert!((trained..trained + trained / 20).contains(&gradient), "{gradient} bytes, with padding, for {trained}");
     assert!(found["bytes"]["peak"].as_u64().unwrap() > found["bytes"]["values"].as_u64().unwrap());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "something was written");
     let mut wrong = lockstep(&["train", "demo", "--dry-run", "--set", "model.freeze=[\"layer4\"]"]);

@@ -63,6 +63,8 @@ pub fn run(args: &DryRunArgs) -> Result<(), Exit> {
     let shapes = outline::shapes(program, shape);
     let outputs: Vec<(&str, [usize; 3])> =
         outline::outputs(program).into_iter().map(|(name, slot)| (name, shapes[slot.0])).collect();
+    let traffic = outline::traffic(program, &layout, (&tuning, &recipe.train), master);
+    let sent = [&traffic.buckets, &traffic.norms].map(|list| list.iter().sum::<usize>());
     let values = at.batch.len as usize * outline::value_bytes(program, shape, value);
     let found = json!({
         "dry_run": recipe.name,
@@ -79,6 +81,8 @@ pub fn run(args: &DryRunArgs) -> Result<(), Exit> {
         "shapes": outputs,
         "bytes": { "parameters": layout.len * master, "gradient": layout.len * master,
                    "optimizer": buffers * layout.len * master, "values": values, "peak": peak() },
+        "traffic": { "gradient": sent[0], "buckets": traffic.buckets.len(), "norm": sent[1],
+                     "norm_messages": traffic.norms.len() },
         "step": { "loss": step.loss, "error": step.wrong as f64 / step.samples as f64, "lr": at.lr,
                   "samples": step.samples, "skipped": step.skipped.len(),
                   "data_s": step.times.data, "compute_s": step.times.compute, "wall_s": step.times.wall },
@@ -113,6 +117,13 @@ pub fn run(args: &DryRunArgs) -> Result<(), Exit> {
         bytes("optimizer"),
         bytes("values"),
         bytes("peak")
+    );
+    println!(
+        "traffic     of a step, with more than one worker: gradient {} in {} buckets, {} of BatchNorm in {} messages",
+        megabytes(sent[0] as u64),
+        traffic.buckets.len(),
+        megabytes(sent[1] as u64),
+        traffic.norms.len()
     );
     println!(
         "step 1      loss {:.4}, rate {}; data {:.2} s, compute {:.2} s (the first step is slower than later ones)",

@@ -1,8 +1,10 @@
 //! A program's shapes and sizes, worked out without running it.
 
-use lockstep_proto::recipe::Group;
+use lockstep_proto::recipe::{BatchNorm, Group, Train};
 
-use crate::program::{Op, Program, Slot};
+use crate::exec::slices;
+use crate::program::{FlatLayout, Op, Program, Slot};
+use crate::tuning::Tuning;
 
 /// Shape of each slot for one image, channels first; `[channels, 1, 1]` behind the pool.
 pub fn shapes(program: &Program, [height, width, channels]: [usize; 3]) -> Vec<[usize; 3]> {
@@ -71,6 +73,29 @@ pub fn value_bytes(program: &Program, image: [usize; 3], size: usize) -> usize {
     shapes.iter().map(|shape| shape.iter().product::<usize>() * size).sum::<usize>() + pooled.sum::<usize>()
 }
 
+/// What a rank adds to those of the others in a step, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Buckets of the gradient, in the order in which they go; the last one has the vectors.
+    pub buckets: Vec<usize>,
+    /// Messages of BatchNorm, in f64: one a layer in the forward pass and one in the backward pass, which both wait for it.
+    pub norms: Vec<usize>,
+}
+
+/// With elements of `size` bytes in the gradient.
+pub fn traffic(program: &Program, layout: &FlatLayout, (tuning, train): (&Tuning, &Train), size: usize) -> Traffic {
+    let target = (train.bucket_bytes as usize / size).max(1);
+    let buckets = slices(program, layout, |id| !tuning.is_frozen(id), target);
+    let met = program.norms.iter().enumerate().filter(|(i, _)| !tuning.is_fixed(*i));
+    let message = |channels: usize| 2 * channels * size_of::<f64>();
+    let norms = if train.batch_norm == BatchNorm::Global {
+        met.flat_map(|(_, norm)| [message(norm.channels); 2]).collect()
+    } else {
+        Vec::new()
+    };
+    Traffic { buckets: buckets.iter().map(|bucket| bucket.len * size).collect(), norms }
+}
+
 #[cfg(test)]
 mod tests {
     use lockstep_proto::recipe::Recipe;
@@ -99,5 +124,38 @@ mod tests {
         let cifar = model::build(&Recipe::default().model, 10);
         let at = super::shapes(&cifar, [32, 32, 3]);
         assert_eq!(at[outputs(&cifar)[2].1.0], [32, 16, 16]);
+    }
+
+    /// docs/scaling.md predicts from these.
+    #[test]
+    fn the_page_about_scaling_has_the_sizes_of_resnet_50() {
+        let recipe = Recipe::from_toml("[model]\narch = \"resnet50\"", "test").unwrap();
+        let mut train = recipe.train.clone();
+        train.bucket_bytes = 8 << 20;
+        let program = model::build(&recipe.model, 1000);
+        let layout = FlatLayout::new(&program);
+        let tuning = Tuning::new(&recipe, &program, &layout);
+        let Traffic { buckets, norms } = traffic(&program, &layout, (&tuning, &train), 4);
+        let page = include_str!("../../docs/scaling.md");
+        let megabytes = |bytes: usize| format!("{:.1} MB", bytes as f64 / 1e6);
+        let (least, most) = (norms.iter().min().unwrap(), norms.iter().max().unwrap());
+        let figures = [
+            format!("{} parameters", thousands(program.num_parameters())),
+            format!("{} in {} buckets", megabytes(buckets.iter().sum()), buckets.len()),
+            format!("the first {}", megabytes(buckets[0])),
+            format!("the largest {}", megabytes(*buckets.iter().max().unwrap())),
+            format!("the last {}", megabytes(buckets[buckets.len() - 1])),
+            format!("{} messages of {least} to {most} bytes, {} together", norms.len(), megabytes(norms.iter().sum())),
+        ];
+        let missing: Vec<&String> = figures.iter().filter(|figure| !page.contains(*figure)).collect();
+        assert!(missing.is_empty(), "docs/scaling.md lacks {missing:?}");
+        train.batch_norm = BatchNorm::Chunk;
+        assert!(super::traffic(&program, &layout, (&tuning, &train), 4).norms.is_empty(), "chunks meet nobody");
+    }
+
+    fn thousands(number: usize) -> String {
+        let digits = number.to_string();
+        let groups = digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap());
+        groups.collect::<Vec<_>>().join(",")
     }
 }

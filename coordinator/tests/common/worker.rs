@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use lockstep_proto::ids::{Epoch, Generation, StateId, Step, WorkerId};
 use lockstep_proto::manifest::{self, FileEntry};
 use lockstep_proto::message::{
-    CheckpointSaved, EvalReport, Finish, FromWorker, Halted, Hello, Left, Open, PROTOCOL_VERSION, PlanItem, Ready,
-    StepPlan, StepReport, StepTimes, Synced, ToWorker,
+    CheckpointSaved, DataIdentity, EvalReport, Finish, FromWorker, Halted, Hello, Left, Open, PROTOCOL_VERSION,
+    PlanItem, Ready, StepPlan, StepReport, StepTimes, Synced, ToWorker,
 };
 use lockstep_proto::transfer::{UploadHeader, UploadPart};
 use lockstep_proto::wire::pb;
@@ -26,6 +26,7 @@ pub struct FakeWorker {
     name: String,
     client: LockstepClient<Channel>,
     run_id: String,
+    data: DataIdentity,
     state: Option<StateId>,
     open: Option<Open>,
 }
@@ -33,7 +34,13 @@ pub struct FakeWorker {
 impl FakeWorker {
     pub async fn new(address: SocketAddr, name: &str) -> Self {
         let client = connect(address).await;
-        Self { name: name.into(), client, run_id: String::new(), state: None, open: None }
+        Self { name: name.into(), client, run_id: String::new(), data: data(), state: None, open: None }
+    }
+
+    /// Has a set of so many training samples.
+    pub fn with_samples(mut self, num_train: u64) -> Self {
+        self.data.num_train = num_train;
+        self
     }
 
     /// Follows the run to its end, or, as a process that is killed, to just before it would report `die_before`.
@@ -57,7 +64,7 @@ impl FakeWorker {
                 ToWorker::Welcome(welcome) => {
                     self.run_id = welcome.run_id;
                     say(FromWorker::Ready(Ready {
-                        data: data(),
+                        data: self.data.clone(),
                         canary: Some("ca".repeat(32)),
                         state: self.state,
                         addresses: vec!["127.0.0.1:1".into()],
