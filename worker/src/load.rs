@@ -117,7 +117,7 @@ impl Source {
     }
 
     /// The step in hand and those after it; of each the chunks that are this rank's.
-    fn begin(&mut self, plan: &StepPlan, own: impl Fn(&StepPlan) -> Vec<SampleRange>) {
+    pub(crate) fn begin(&mut self, plan: &StepPlan, own: impl Fn(&StepPlan) -> Vec<SampleRange>) {
         self.spare.extend(self.rows.drain(..)); // of a step that was cut short
         if self.ahead.is_none() {
             return;
@@ -130,21 +130,36 @@ impl Source {
 
     /// Loads chunks of a step.
     fn load(&mut self, plan: &StepPlan, chunks: &[SampleRange], loaded: &mut Loaded) -> Result<(), DataError> {
+        let all: Vec<Wanted> = chunks.iter().map(|positions| wanted(plan, *positions)).collect();
+        let rows = self.fetch(&all, loaded)?;
+        self.rows.extend(rows);
+        Ok(())
+    }
+
+    /// Loads these on the threads that this is called on.
+    ///
+    /// # Errors
+    /// A sample that cannot be delivered.
+    pub(crate) fn fetch(&mut self, all: &[Wanted], loaded: &mut Loaded) -> Result<Vec<Delivered>, DataError> {
         let started = Instant::now();
-        let mut rows: Vec<Delivered> = chunks.iter().map(|_| self.spare.pop().unwrap_or_default()).collect();
+        let mut rows: Vec<Delivered> = all.iter().map(|_| self.spare.pop().unwrap_or_default()).collect();
         let (source, num_ready) = (&*self, AtomicUsize::new(0));
-        rows.par_iter_mut().with_max_len(1).zip(chunks).try_for_each(|(rows, positions)| {
-            let ready = source.take(wanted(plan, *positions), rows)?;
+        rows.par_iter_mut().with_max_len(1).zip(all).try_for_each(|(rows, wanted)| {
+            let ready = source.take(*wanted, rows)?;
             num_ready.fetch_add(usize::from(ready == Some(true)), Ordering::Relaxed);
             Ok::<(), DataError>(())
         })?;
-        self.rows.extend(rows);
         loaded.seconds += started.elapsed().as_secs_f64();
         if self.ahead.is_some() {
-            loaded.num_chunks += chunks.len();
+            loaded.num_chunks += all.len();
             loaded.num_ready += num_ready.into_inner();
         }
-        Ok(())
+        Ok(rows)
+    }
+
+    /// Keeps buffers for what is loaded next.
+    pub(crate) fn give_back(&mut self, rows: Vec<Delivered>) {
+        self.spare.extend(rows);
     }
 }
 

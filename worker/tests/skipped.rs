@@ -8,7 +8,7 @@ mod reference;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use lockstep_collective::{Collective, Solo};
 use lockstep_data::image::ImageError;
@@ -273,13 +273,16 @@ fn a_device_leaves_out_the_same_samples() {
     for mut recipe in recipes {
         let what = format!("{:?}, {:?}", recipe.train.batch_norm, recipe.train.reduction);
         let (data, _) = holey(&recipe, &positions());
-        let course = |device: &mut dyn Compute, on: Arc<dyn Collective>, shares: &[u32]| {
+        let course = |device: &mut dyn Compute, on: Arc<dyn Collective>, (shares, done): (&[u32], &Barrier)| {
             device.initialise();
             device.join(on);
+            (1..=3).for_each(|step| device.announce(&plan(step, shares)));
             let steps: Vec<StepOutcome> =
                 (1..=3).map(|step| device.step(Generation(1), &plan(step, shares)).unwrap()).collect();
             let found = device.evaluate(Step(3)).unwrap();
             let state = device.tensors().0;
+            // Who leaves aborts: not while others still wait for their sum.
+            done.wait();
             device.leave();
             (steps, found, state)
         };
@@ -289,14 +292,17 @@ fn a_device_leaves_out_the_same_samples() {
             }
             let accumulate = if recipe.train.batch_norm == BatchNorm::Chunk { shares.len() as u32 } else { 1 };
             recipe.train.accumulate = accumulate;
-            let want = course(&mut *trainer::cpu(&recipe, Arc::clone(&data), 1).unwrap(), Arc::new(Solo::new()), &[5]);
+            let mut plain = trainer::cpu(&recipe, Arc::clone(&data), 1).unwrap();
+            let want = course(&mut *plain, Arc::new(Solo::new()), (&[5], &Barrier::new(1)));
+            let done = Barrier::new(shares.len());
             let all = mesh::ranks(shares.len(), |on| {
                 let mut gpu =
                     DeviceTrainer::new(&recipe, Arc::clone(&data), Box::new(HostGpu::new().unwrap()), 2).unwrap();
                 assert_eq!(gpu.canary().unwrap().len(), 64);
-                course(&mut gpu, on, shares)
+                course(&mut gpu, on, (shares, &done))
             });
             for (steps, found, state) in all {
+                assert!(steps.iter().all(|step| step.ready.is_some()), "what was announced is read ahead");
                 for (have, want) in steps.iter().zip(&want.0) {
                     assert!((have.loss - want.loss).abs() <= 1e-9 * want.loss, "{what}, {shares:?}: {}", have.loss);
                     assert_eq!((have.samples, have.digest), (want.samples, want.digest), "{what}, {shares:?}");

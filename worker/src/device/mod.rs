@@ -7,6 +7,7 @@
 //!     ballot    what the vote must add up to
 //!     captures  which steps run as a graph, the same ones on every rank
 //!     pending   outcomes that are not known yet
+//!     wanted    which samples, in which pieces
 //!   gpu       the trait: streams, events, graphs, one communicator, poison
 //!     host      everything at once, on CPU tensors: the same course of a step without a GPU
 //!     cuda      the real one
@@ -33,6 +34,7 @@ mod resident;
 mod stepper;
 mod trainer;
 mod trial;
+mod wanted;
 
 pub use cuda::{CudaGpu, Options};
 pub use gpu::{Event, Gpu, GpuError, Graph, Place, Stream, Work};

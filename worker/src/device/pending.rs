@@ -12,6 +12,7 @@ use super::ballot;
 use super::body::outcome;
 use super::gpu::{Event, Gpu, GpuError, Place};
 use crate::compute::StepOutcome;
+use crate::load::Loaded;
 use crate::step::{NotFinite, StepError};
 
 /// Steps that may be under way: one computes while the next is enqueued.
@@ -26,7 +27,7 @@ struct Enqueued {
     done: Event,
     slot: u32,
     began: Instant,
-    data: f64,
+    pace: Loaded,
     /// Seconds of enqueueing.
     enqueued: f64,
 }
@@ -49,8 +50,8 @@ pub struct Enqueue<'a> {
     pub skipped: Vec<Skipped>,
     /// When it was begun.
     pub began: Instant,
-    /// Seconds of loading.
-    pub data: f64,
+    /// How loading went.
+    pub(crate) pace: Loaded,
 }
 
 impl Pending {
@@ -75,10 +76,10 @@ impl Pending {
 
     /// A step is enqueued; its outcome will be in [`room`](Self::room) after `done`.
     pub fn push(&mut self, enqueue: Enqueue<'_>, done: Event) {
-        let Enqueue { plan, generation, skipped, began, data } = enqueue;
-        let enqueued = began.elapsed().as_secs_f64() - data;
+        let Enqueue { plan, generation, skipped, began, pace } = enqueue;
+        let enqueued = began.elapsed().as_secs_f64() - pace.seconds;
         let (plan, slot) = (plan.clone(), self.next);
-        self.queue.push_back(Enqueued { plan, generation, skipped, done, slot, began, data, enqueued });
+        self.queue.push_back(Enqueued { plan, generation, skipped, done, slot, began, pace, enqueued });
         self.next = (self.next + 1) % self.rooms.len() as u32;
     }
 
@@ -132,8 +133,8 @@ impl Pending {
                 samples,
                 skipped: oldest.skipped,
                 digest,
-                ready: None,
-                times: StepTimes { data: oldest.data, compute, comm: 0.0, wall },
+                ready: oldest.pace.ready(),
+                times: StepTimes { data: oldest.pace.seconds, compute, comm: 0.0, wall },
             },
         )))
     }

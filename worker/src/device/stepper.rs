@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_collective::{Lane, Op as Operation};
-use lockstep_data::{Delivered, Loader, Part, Partner, Split, Wanted};
+use lockstep_data::{Delivered, Split, Wanted};
 use lockstep_proto::ids::{Epoch, Generation, SampleRange, Step};
 use lockstep_proto::message::{Skipped, StepPlan};
 use lockstep_proto::recipe::{BadImage, Evaluate, Recipe, Reduction};
 use lockstep_proto::split;
 use lockstep_torch::TorchError;
 use rayon::ThreadPool;
-use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::body::{Body, Frame, TARGET, control};
@@ -25,10 +24,12 @@ use super::gpu::{Event, Gpu, GpuError, Place, Stream, Work};
 use super::memory::Memory;
 use super::pending::{DEPTH, Enqueue, Pending, gpu_error};
 use super::resident::{Resident, Staged};
+use super::wanted::{Of, batches, pieces, targets};
 use super::{average, ballot};
 use crate::compute::{EvalOutcome, StepOutcome};
+use crate::load::{Loaded as Pace, Source};
 use crate::pulse::Pulse;
-use crate::shard::Shard;
+use crate::shard::{Shard, positions};
 use crate::skip::{gather, some_left};
 use crate::step::StepError;
 
@@ -48,7 +49,7 @@ struct Staging {
 pub struct Stepper {
     pub(super) body: Body,
     pub(super) gpu: Box<dyn Gpu>,
-    pub(super) loader: Loader,
+    pub(super) source: Source,
     pub(super) pulse: Arc<Pulse>,
     pub(super) captures: Captures,
     pub(super) pending: Pending,
@@ -70,14 +71,6 @@ pub struct Stepper {
     shard: Option<Shard>,
 }
 
-/// Samples that are loaded together, and where they go.
-#[derive(Clone, Copy)]
-enum Source {
-    /// Of which epoch, and of which global batch.
-    Train(Epoch, SampleRange),
-    Test,
-}
-
 /// What was loaded.
 #[derive(Debug, Default)]
 struct Loaded {
@@ -87,16 +80,8 @@ struct Loaded {
     lens: Vec<u64>,
     /// What this rank left out.
     skipped: Vec<Skipped>,
-    /// Seconds that it took.
-    seconds: f64,
-}
-
-/// Class, the class of the rest, and the first one's share, sample by sample.
-fn targets(rows: &Delivered) -> Vec<f64> {
-    let own = rows.labels.iter().map(|label| Partner { label: *label, keep: 1.0 });
-    let partners: Vec<Partner> = if rows.partners.is_empty() { own.collect() } else { rows.partners.clone() };
-    let target = |(label, partner): (&i64, &Partner)| [*label as f64, partner.label as f64, partner.keep];
-    rows.labels.iter().zip(&partners).flat_map(target).collect()
+    /// How it went.
+    pace: Pace,
 }
 
 impl Stepper {
@@ -107,10 +92,10 @@ impl Stepper {
     pub fn new(
         recipe: &Recipe,
         body: Body,
-        (loader, pool): (Loader, ThreadPool),
+        (source, pool): (Source, ThreadPool),
         gpu: Box<dyn Gpu>,
     ) -> Result<Self, GpuError> {
-        let resident = match (loader.dataset().resident(), gpu.fused()) {
+        let resident = match (source.loader.dataset().resident(), gpu.fused()) {
             (Some(set), Some(fused)) => Some(Resident::new(set, fused, gpu.device())?),
             _ => None,
         };
@@ -128,7 +113,7 @@ impl Stepper {
             recipe: recipe.clone(),
             pool,
             body,
-            loader,
+            source,
             gpu,
         })
     }
@@ -144,10 +129,10 @@ impl Stepper {
             known.extend(self.settle()?);
         }
         let (frame, loaded) = self.take_up(plan)?;
-        let (skipped, data) = (loaded.skipped, loaded.seconds);
+        let (skipped, pace) = (loaded.skipped, loaded.pace);
         self.enqueue(generation, plan, (&frame, loaded.digest, skipped.is_empty())).map_err(gpu_error)?;
         let done = self.outcome().map_err(gpu_error)?;
-        self.pending.push(Enqueue { plan, generation, skipped, began, data }, done);
+        self.pending.push(Enqueue { plan, generation, skipped, began, pace }, done);
         self.pulse.beat();
         self.shard = Some(frame.shard);
         while self.pending.is_known(&mut *self.gpu).map_err(gpu_error)? {
@@ -168,31 +153,35 @@ impl Stepper {
     /// Loads this rank's part of a step; what was left out is that of all ranks.
     fn take_up(&mut self, plan: &StepPlan) -> Result<(Frame, Loaded), StepError> {
         let train = &self.recipe.train;
-        let shard = Shard::new(plan, self.gpu.rank(), train.chunk, train.reduction, self.shard.as_ref());
-        let (ranges, parts) = self.batches(&shard);
-        let mut loaded = self.load(Source::Train(plan.epoch, plan.batch), &ranges)?;
+        let (rank, chunk, is_apart) = (self.gpu.rank(), train.chunk, self.body.is_apart());
+        let shard = Shard::new(plan, rank, chunk, train.reduction, self.shard.as_ref());
+        let (ranges, parts) = (batches(shard.chunks.clone(), is_apart), self.parts(&shard));
+        let num = self.pool.current_num_threads();
+        self.source.begin(plan, |plan| {
+            let own = batches(positions(plan, rank, chunk).collect(), is_apart);
+            own.into_iter().flat_map(|range| pieces(range, num)).collect()
+        });
+        let mut loaded = self.load(Of::Train(plan.epoch, plan.batch), &ranges)?;
         let op = Operation { lane: Lane::Norm, step: plan.step, name: "samples left out", index: 0 };
         let own = std::mem::take(&mut loaded.skipped);
         let what = || format!("step {} (positions {} of epoch {})", plan.step, plan.batch, plan.epoch);
         loaded.skipped = self.left_out(&op, &own, (plan.batch.len, &what))?;
-        let [h, w, _] = self.loader.dataset().train_shape(plan.epoch);
+        let [h, w, _] = self.source.loader.dataset().train_shape(plan.epoch);
         let (batch, lens) = (plan.batch.len - loaded.skipped.len() as u64, std::mem::take(&mut loaded.lens));
         Ok((Frame { step: plan.step, batch, shard, image: (h, w), lens, parts }, loaded))
     }
 
-    /// Positions of each batch, and which batches are computed together.
-    fn batches(&self, shard: &Shard) -> (Vec<SampleRange>, Vec<Range<usize>>) {
+    /// Which batches are computed together.
+    fn parts(&self, shard: &Shard) -> Vec<Range<usize>> {
         if !self.body.is_apart() {
-            let start = shard.chunks.first().map_or(0, |range| range.start);
-            let all = SampleRange { start, len: shard.chunks.iter().map(|range| range.len).sum() };
-            return (vec![all], std::iter::once(0..1).collect());
+            return std::iter::once(0..1).collect();
         }
         let mut at = 0;
         let part = |part: crate::shard::Part| {
             at += part.chunks.len();
             at - part.chunks.len()..at
         };
-        (shard.chunks.clone(), shard.parts(self.recipe.train.accumulate, 0).into_iter().map(part).collect())
+        shard.parts(self.recipe.train.accumulate, 0).into_iter().map(part).collect()
     }
 
     /// What all ranks left out of `total` samples, ascending.
@@ -211,61 +200,44 @@ impl Stepper {
     }
 
     /// Loads batches and has them copied.
-    fn load(&mut self, source: Source, ranges: &[SampleRange]) -> Result<Loaded, StepError> {
+    fn load(&mut self, of: Of, ranges: &[SampleRange]) -> Result<Loaded, StepError> {
         let began = Instant::now();
         let mut loaded = Loaded::default();
         self.depth = (DEPTH + 1) * ranges.len().max(1);
         for (batch, range) in ranges.iter().enumerate() {
-            self.load_one(source, (batch, *range), &mut loaded)?;
+            self.load_one(of, (batch, *range), &mut loaded)?;
         }
-        loaded.seconds = began.elapsed().as_secs_f64();
+        loaded.pace.seconds = began.elapsed().as_secs_f64();
         Ok(loaded)
     }
 
-    fn load_one(
-        &mut self,
-        source: Source,
-        (batch, range): (usize, SampleRange),
-        loaded: &mut Loaded,
-    ) -> Result<(), StepError> {
-        let shape = match source {
-            Source::Train(epoch, _) => self.loader.dataset().train_shape(epoch),
-            Source::Test => self.loader.dataset().test_shape(),
+    fn load_one(&mut self, of: Of, (batch, range): (usize, SampleRange), loaded: &mut Loaded) -> Result<(), StepError> {
+        let dataset = self.source.loader.dataset();
+        let shape = match of {
+            Of::Train(epoch, _) => dataset.train_shape(epoch),
+            Of::Test => dataset.test_shape(),
         };
-        let whole = match source {
-            Source::Train(epoch, batch) => Wanted::Train(Part { epoch, batch, positions: range }),
-            Source::Test => Wanted::Test(range),
-        };
-        if let Some(digest) = self.choose(whole, batch, shape).map_err(gpu_error)? {
+        if let Some(digest) = self.choose(of.wanted(range), batch, shape).map_err(gpu_error)? {
             loaded.digest = loaded.digest.wrapping_add(digest);
             loaded.lens.push(range.len);
             return Ok(());
         }
-        let piece = range.len.div_ceil(self.pool.current_num_threads() as u64).max(1);
-        let starts: Vec<u64> = (range.start..range.end()).step_by(piece as usize).collect();
-        let mut pieces: Vec<Delivered> = starts.iter().map(|_| Delivered::default()).collect();
-        let loader = &self.loader;
-        self.pool.install(|| {
-            pieces.par_iter_mut().zip(&starts).try_for_each(|(rows, start)| {
-                let positions = SampleRange { start: *start, len: piece.min(range.end() - start) };
-                let wanted = match source {
-                    Source::Train(epoch, batch) => Wanted::Train(Part { epoch, batch, positions }),
-                    Source::Test => Wanted::Test(positions),
-                };
-                loader.deliver(wanted, rows)
-            })
-        })?;
-        self.hand_over((batch, range.len), &pieces, shape).map_err(gpu_error)?;
-        loaded.digest = pieces.iter().fold(loaded.digest, |sum, rows| sum.wrapping_add(rows.digest));
-        loaded.lens.push(pieces.iter().map(|rows| rows.labels.len() as u64).sum());
-        loaded.skipped.extend(pieces.iter_mut().flat_map(|rows| rows.skipped.drain(..)));
+        let all: Vec<Wanted> =
+            pieces(range, self.pool.current_num_threads()).map(|positions| of.wanted(positions)).collect();
+        let (source, pace) = (&mut self.source, &mut loaded.pace);
+        let mut rows = self.pool.install(|| source.fetch(&all, pace))?;
+        self.hand_over((batch, range.len), &rows, shape).map_err(gpu_error)?;
+        loaded.digest = rows.iter().fold(loaded.digest, |sum, rows| sum.wrapping_add(rows.digest));
+        loaded.lens.push(rows.iter().map(|rows| rows.labels.len() as u64).sum());
+        loaded.skipped.extend(rows.iter_mut().flat_map(|rows| rows.skipped.drain(..)));
+        self.source.give_back(rows);
         Ok(())
     }
 
     /// Has the device take a batch from its own copy of the set, where it has one.
     fn choose(&mut self, wanted: Wanted, batch: usize, [h, w, c]: [usize; 3]) -> Result<Option<u64>, GpuError> {
         let Some(resident) = &self.resident else { return Ok(None) };
-        let Some(chosen) = self.loader.choose(wanted) else { return Ok(None) };
+        let Some(chosen) = self.source.loader.choose(wanted) else { return Ok(None) };
         let n = chosen.samples.len();
         let ring = self.choices.entry(n).or_default();
         while ring.len() < self.depth {
@@ -404,7 +376,7 @@ impl Stepper {
     /// A collective that failed; libtorch.
     pub fn evaluate(&mut self, step: Step) -> Result<EvalOutcome, StepError> {
         let started = Instant::now();
-        let samples = self.loader.dataset().identity().num_test;
+        let samples = self.source.loader.dataset().identity().num_test;
         let averaged = match self.recipe.train.evaluate {
             Evaluate::Ema => self.body.swap_average()?,
             Evaluate::Model => false,
@@ -430,8 +402,11 @@ impl Stepper {
         let sums = Tensor::f_zeros([3], (Kind::Double, self.gpu.device())).map_err(TorchError::from)?;
         self.body.round(&mut *self.gpu).map_err(gpu_error)?;
         let mut skipped = Vec::new();
-        for i in own {
-            let loaded = self.load(Source::Test, &[split::chunk_positions(all, size, i)])?;
+        let num = self.pool.current_num_threads();
+        for i in own.clone() {
+            let soon = (i..own.end).take(1 + DEPTH).flat_map(|i| pieces(split::chunk_positions(all, size, i), num));
+            self.source.expect(soon.map(Wanted::Test));
+            let loaded = self.load(Of::Test, &[split::chunk_positions(all, size, i)])?;
             skipped.extend(loaded.skipped);
             self.body.infer(&mut *self.gpu, &running, &sums).map_err(gpu_error)?;
             self.pulse.beat();
@@ -461,7 +436,7 @@ impl Stepper {
     /// The plain average of batch statistics over training batches of epoch 1, at most an epoch (Wu & Johnson 2021,
     /// section 3.2).
     fn precise(&mut self, step: Step, batches: u64) -> Result<Tensor, StepError> {
-        let num_positions = self.loader.num_positions();
+        let num_positions = self.source.loader.num_positions();
         let (batch, chunk) = (self.recipe.train.batch, self.recipe.train.chunk);
         let sum = self.body.running.f_zeros_like().map_err(TorchError::from)?;
         let batches = batches.min(num_positions.div_ceil(batch));

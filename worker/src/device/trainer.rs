@@ -20,6 +20,7 @@ use super::gpu::{Gpu, GpuError};
 use super::memory::{Memory, REMEDY};
 use super::stepper::Stepper;
 use crate::compute::{Compute, ComputeError, EvalOutcome, Named, StepOutcome};
+use crate::load::Source;
 use crate::model;
 use crate::pulse::Pulse;
 use crate::state::{Running, State, hex};
@@ -70,8 +71,10 @@ impl DeviceTrainer {
             host.keep_average().map_err(torch)?;
             body.keep_average().map_err(memory)?;
         }
-        let loader = Loader::new(dataset, recipe);
-        let stepper = Stepper::new(recipe, body, (loader, pool), gpu)?;
+        let ahead = &recipe.data.image;
+        let num_loaders = if ahead.threads == 0 { threads.max(1) } else { ahead.threads as usize };
+        let source = Source::new(Loader::new(dataset, recipe), (ahead.prefetch as usize, num_loaders));
+        let stepper = Stepper::new(recipe, body, (source, pool), gpu)?;
         Ok(Self {
             recipe: recipe.clone(),
             host,
@@ -204,14 +207,19 @@ fn too_little(error: &TorchError, taken: Option<Memory>) -> Option<ComputeError>
 
 impl Compute for DeviceTrainer {
     fn watch(&mut self, pulse: Arc<Pulse>) {
+        self.stepper.source.watch(Arc::clone(&pulse));
         self.stepper.pulse = pulse;
+    }
+
+    fn announce(&mut self, plan: &StepPlan) {
+        self.stepper.source.announce(plan);
     }
 
     /// As on the CPU: a step from a state of its own on the first chunk of epoch 1, alone.
     fn canary(&mut self) -> Result<Sha256, ComputeError> {
         let kept = (self.to_bytes(), self.host.id);
         self.initialise();
-        let data = self.stepper.loader.dataset().identity().num_train;
+        let data = self.stepper.source.loader.dataset().identity().num_train;
         let len = u64::from(self.recipe.train.chunk).min(self.recipe.train.batch).min(data);
         let plan =
             StepPlan { step: Step(1), epoch: Epoch(1), lr: 0.0, batch: SampleRange { start: 0, len }, shards: vec![1] };
@@ -256,6 +264,7 @@ impl Compute for DeviceTrainer {
         let refusal = self.stepper.gpu.capture_refusal().or_else(|| self.stepper.body.capture_refusal());
         self.stepper.captures = Captures::new(base, refusal);
         self.stepper.body.give_back();
+        self.stepper.source.forget();
         if let Err(error) = opened {
             self.lost = Some(error.to_string());
         }
