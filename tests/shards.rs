@@ -6,7 +6,14 @@ mod common;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
+use axum::response::IntoResponse as _;
 use common::{Course, audited, course, end, last_tensors, lockstep, train};
 use lockstep_jpeg::{Encoding, Pixels, encode};
 use tower_http::services::ServeDir;
@@ -34,12 +41,33 @@ fn draw(root: &Path) {
 
 /// A web server of files with ranges, until the runtime is dropped.
 fn serve(root: &Path) -> (SocketAddr, tokio::runtime::Runtime) {
+    started(axum::Router::new().fallback_service(ServeDir::new(root)))
+}
+
+fn started(files: axum::Router) -> (SocketAddr, tokio::runtime::Runtime) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
-    let files = axum::Router::new().fallback_service(ServeDir::new(root));
     runtime.spawn(async move { axum::serve(listener, files).await });
     (address, runtime)
+}
+
+/// Such a server that takes 200 ms for a shard, and answers every 20th request of one with an error; it counts them.
+fn serve_slowly(root: &Path) -> (SocketAddr, tokio::runtime::Runtime, Arc<AtomicU64>) {
+    let asked = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&asked);
+    let slow = from_fn(move |request: Request, next: Next| {
+        let is_shard = request.uri().path().ends_with(".tar");
+        let number = if is_shard { count.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        async move {
+            if is_shard {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            if number % 20 == 5 { StatusCode::SERVICE_UNAVAILABLE.into_response() } else { next.run(request).await }
+        }
+    });
+    let (address, runtime) = started(axum::Router::new().fallback_service(ServeDir::new(root)).layer(slow));
+    (address, runtime, asked)
 }
 
 #[track_caller]
@@ -99,6 +127,32 @@ fn folder_shards_and_shards_behind_a_web_server_give_the_same_run() {
 fn lockstep_pack(folder: &Path, dest: &Path) -> serde_json::Value {
     let mut command = lockstep(&["data", "pack", "--json", "--shard-samples", "10"]);
     end(command.arg(folder).arg(dest)).succeeded().json()
+}
+
+#[test]
+fn a_slow_store_with_errors_changes_no_bit_and_is_asked_for_each_block_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, shards) = (dir.path().join("folder"), dir.path().join("www/shards"));
+    draw(&folder);
+    lockstep_pack(&folder, &shards);
+    let sets = |kind: &str, path: &str, more: &[String]| {
+        [vec![format!("data.kind={kind}"), format!("data.path={path}")], more.to_vec()].concat()
+    };
+    let near = trained(&dir.path().join("1"), 1, &sets("image-folder", &folder.to_string_lossy(), &[]));
+
+    let (address, _server, asked) = serve_slowly(&dir.path().join("www"));
+    let url = format!("http://{address}/shards");
+    let cache = [format!("data.cache_dir={}", dir.path().join("cache").display())];
+    assert_eq!(trained(&dir.path().join("2"), 1, &sets("webdataset", &url, &cache)), near);
+    // Seven shards of one block each, and one answer that was an error; three epochs ask no more than one.
+    assert_eq!(asked.load(Ordering::Relaxed), 7 + 1);
+
+    // Nothing kept: a request a sample and epoch, and the evaluation's.
+    let uncached = ["data.cache_bytes=0".to_owned()];
+    assert_eq!(trained(&dir.path().join("3"), 2, &sets("webdataset", &url, &uncached)), near);
+    let asked = asked.load(Ordering::Relaxed) - 8;
+    let least = 3 * 48 + 12;
+    assert!((least..2 * least).contains(&asked), "{asked} requests");
 }
 
 #[test]
