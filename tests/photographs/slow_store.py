@@ -1,5 +1,5 @@
 """Training from a slow store: steps of each epoch from a folder, and from shards behind a server that takes 200 ms for an
-answer and answers each 20th request with an error, with a cache and without one.
+answer and answers each 20th request with an error, with a cache and without one; there with few threads, and with many.
 
     slow_store.py LOCKSTEP SERVE DATA        # DATA/imagenet-sample/val/<class>/*; SERVE: the example of worker/data
 
@@ -40,9 +40,14 @@ with tempfile.TemporaryDirectory() as work:
         (work / "folder" / split).symlink_to(data / "imagenet-sample/val")
     subprocess.run([lockstep, "data", "pack", work / "folder", work / "www/shards", "--shard-mib", "8"], check=True, capture_output=True)
     near = run(work, "folder", "data.kind=image-folder", f"data.path={work}/folder")
-    for name, cache in (("slow, cached", f"data.cache_dir={work}/cache"), ("slow, nothing kept", "data.cache_bytes=0")):
+    ways = {
+        "slow, cached": [f"data.cache_dir={work}/cache"],
+        "nothing kept, 32 threads": ["data.cache_bytes=0", "data.image.threads=32"],
+        "nothing kept": ["data.cache_bytes=0"],
+    }
+    for name, sets in ways.items():
         server = subprocess.Popen([serve, work / "www", "200", "20"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         address = server.stdout.readline().strip()
-        far = run(work, name, "data.kind=webdataset", f"data.path={address}/shards", cache)
+        far = run(work, name, "data.kind=webdataset", f"data.path={address}/shards", *sets)
         print(f"{'':<22} {server.communicate('')[0].strip()}; steps/s against the folder", *(f"{b / a:.2f}" for a, b in zip(near[1], far[1])), flush=True)
         assert far[0] == near[0], "the losses differ"
