@@ -405,3 +405,57 @@ fn a_checkpoint_with_a_flipped_bit_is_passed_over_and_without_any_a_run_ends() {
                     or start again in a new run directory; ";
     assert!(message.starts_with(expected), "{message}");
 }
+
+/// What cannot begin leaves no run behind, and `latest` where it was.
+#[test]
+fn devices_that_a_worker_cannot_have_are_refused_before_there_is_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    for (devices, code, says) in [
+        ("hosts", 64, "--devices: \"hosts\" is no device; expected cpu"),
+        ("cpu,", 64, "--devices: \"\" is no device; expected cpu"),
+        ("cuda:0", 78, "--devices cuda:0: no GPU is visible to this process; `lockstep doctor` tells what is missing"),
+        ("all", 78, "--devices cuda:0: no GPU is visible"),
+    ] {
+        let mut command = lockstep(&["train", "demo", "--devices", devices]);
+        let (found, text) = said(&end(command.current_dir(dir.path()).env("CUDA_VISIBLE_DEVICES", "")), dir.path());
+        assert_eq!(found, code, "{devices}: {text}");
+        assert!(text.starts_with(&format!("error: {says}")), "{devices}: {text}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{devices}: something was written");
+    }
+}
+
+#[test]
+fn a_dry_run_does_not_promise_what_it_does_not_do() {
+    for (flags, flag) in [(&["--devices", "host"][..], "--devices"), (&["--resume"], "--resume")] {
+        let ended = end(lockstep(&["train", "demo", "--dry-run"]).args(flags));
+        assert_eq!(ended.code, Some(64));
+        let said = format!("error: --dry-run tries one batch from the beginning, on the CPU: leave {flag} out");
+        assert_eq!(ended.error(&[]), said);
+    }
+}
+
+#[test]
+fn nothing_of_other_kinds_is_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    end(&mut train(&run, 1, &["train.max_steps=1", "data.limit=32"])).succeeded();
+    let (notes, model) = (dir.path().join("notes.toml"), dir.path().join("model.safetensors"));
+    fs::write(&notes, "name = \"mine\"").unwrap();
+    let export = |out: &Path| end(lockstep(&["export"]).arg(checkpoint(&run, 1)).arg("--out").arg(out));
+    let message = "error: --out DIR/notes.toml: there is a file that is no safetensors file; name another";
+    assert_eq!(said(&export(&notes), dir.path()), (73, message.to_owned()));
+    assert_eq!(fs::read_to_string(&notes).unwrap(), "name = \"mine\"");
+    export(&model).succeeded();
+    export(&model).succeeded();
+
+    let images = dir.path().join("images");
+    for split in ["train", "val"] {
+        fs::create_dir_all(images.join(split).join("a")).unwrap();
+        fs::write(images.join(split).join("a/0.JPEG"), "no image").unwrap();
+    }
+    for dest in [images.clone(), images.join("shards")] {
+        let (code, text) = said(&end(lockstep(&["data", "pack"]).arg(&images).arg(&dest)), dir.path());
+        assert!(code == 73 && text.contains("whose images are to be packed: name another"), "{code} {text}");
+    }
+    assert!(!images.join("lockstep-index.json").exists() && !images.join("shards").exists());
+}

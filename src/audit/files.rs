@@ -69,7 +69,9 @@ fn metrics(text: &str, steps: &[StepRow], report: &mut Report) {
         }
     }
     for lost in expected {
-        report.findings.push(format!("metrics.jsonl: step {} is missing", lost.step));
+        // The ledger is written first.
+        let how = "at the end: if the coordinator was killed, --resume writes it";
+        report.findings.push(format!("metrics.jsonl: step {} is missing {how}", lost.step));
     }
 }
 

@@ -41,6 +41,7 @@ impl Config {
     pub fn new(args: Args, place: &Place) -> Result<Self, Failure> {
         let mut recipe = args.recipe.load_for(&args.devices, args.kept().as_deref())?;
         let devices = spread(&devices(&args.devices, place), args.workers, gpu::num_visible())?;
+        known(&devices, gpu::num_visible())?;
         let num_workers = devices.len() as u32;
         let replicas: u32 = devices.iter().map(|devices| devices.split(',').count() as u32).sum();
         if u64::from(replicas) > recipe.train.batch {
@@ -107,7 +108,7 @@ pub fn devices(asked: &str, place: &Place) -> String {
 /// Numbers that do not fit (64).
 pub fn spread(devices: &str, workers: Option<u32>, num_gpus: usize) -> Result<Vec<String>, Failure> {
     let names: Vec<String> = match devices.trim() {
-        // Where there is none, the worker tells why.
+        // Where there is none, `known` says so.
         "all" => (0..num_gpus.max(1)).map(|ordinal| format!("cuda:{ordinal}")).collect(),
         list => list.split(',').map(|name| name.trim().to_owned()).collect(),
     };
@@ -127,6 +128,42 @@ pub fn spread(devices: &str, workers: Option<u32>, num_gpus: usize) -> Result<Ve
         }
         _ => Ok(names),
     }
+}
+
+/// Whether workers can have these devices: told before a run directory is made.
+///
+/// # Errors
+/// Names that are none (64); GPUs that are not there (78).
+fn known(devices: &[String], num_gpus: usize) -> Result<(), Failure> {
+    for name in devices.iter().flat_map(|list| list.split(',')).map(str::trim) {
+        let ordinal = match name {
+            "cpu" | "host" => continue,
+            "cuda" => Some(0),
+            _ => name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse::<usize>().ok()),
+        };
+        let Some(ordinal) = ordinal else {
+            let reason = format!(
+                "--devices: {name:?} is no device; expected cpu, cpu,cpu (two replicas), cuda:0, cuda:0,cuda:1, all, or \
+                 host (a device's course on the CPU)"
+            );
+            return Err(Failure::new(ExitCode::Usage, reason));
+        };
+        if num_gpus == 0 {
+            let reason = format!(
+                "--devices {name}: no GPU is visible to this process; `lockstep doctor` tells what is missing — NVIDIA's \
+                 driver, CUDA's half of libtorch, NCCL — and where each is looked for; a launcher gives a GPU if it is \
+                 asked to (Slurm: --gpus-per-node; Kubernetes: limits of nvidia.com/gpu; docker: --gpus all); or use \
+                 --devices cpu"
+            );
+            return Err(Failure::new(ExitCode::Config, reason));
+        }
+        if ordinal >= num_gpus {
+            let reason =
+                format!("--devices {name}: this process sees {num_gpus} GPUs: cuda:0 to cuda:{}", num_gpus - 1);
+            return Err(Failure::new(ExitCode::Config, reason));
+        }
+    }
+    Ok(())
 }
 
 /// Takes the address of the place; where tasks are told of it anyway, another one if it is taken.
@@ -158,9 +195,28 @@ mod tests {
         assert_eq!(spread("cpu", None, 0).unwrap(), ["cpu"]);
         assert_eq!(spread("cpu,cpu", Some(2), 4).unwrap(), ["cpu,cpu", "cpu,cpu"]);
         assert_eq!(spread("all", None, 3).unwrap(), ["cuda:0", "cuda:1", "cuda:2"]);
-        assert_eq!(spread("all", None, 0).unwrap(), ["cuda:0"], "the worker tells why there is none");
+        assert_eq!(spread("all", None, 0).unwrap(), ["cuda:0"]);
         assert_eq!(spread("cuda:1, cuda:3", Some(2), 4).unwrap(), ["cuda:1", "cuda:3"]);
         assert_eq!(spread("cuda:0", Some(2), 1).unwrap(), ["cuda:0", "cuda:0"], "shared on purpose");
         assert!(spread("all", Some(2), 4).unwrap_err().contains("--workers 2 and 4 GPUs"));
+    }
+
+    #[test]
+    fn devices_that_are_none_or_not_there_are_refused() {
+        let known = |devices: &[&str], num_gpus| {
+            let devices: Vec<String> = devices.iter().map(|name| (*name).to_owned()).collect();
+            known(&devices, num_gpus).map_err(|failure| (failure.code, failure.reason))
+        };
+        for (devices, num_gpus) in [(&["cpu,cpu", "host"][..], 0), (&["cuda:0", "cuda:3"], 4), (&["cuda"], 1)] {
+            assert_eq!(known(devices, num_gpus), Ok(()), "{devices:?}");
+        }
+        for name in ["hosts", "cuda:", "cuda:x", "cpu,", ""] {
+            let (code, reason) = known(&[name], 4).unwrap_err();
+            assert!(code == ExitCode::Usage && reason.contains("is no device; expected cpu"), "{name}: {reason}");
+        }
+        let (code, reason) = known(&["cuda:0"], 0).unwrap_err();
+        assert!(code == ExitCode::Config && reason.ends_with("or use --devices cpu"), "{reason}");
+        let (code, reason) = known(&["cuda:4"], 4).unwrap_err();
+        assert!(code == ExitCode::Config && reason.ends_with("cuda:0 to cuda:3"), "{reason}");
     }
 }

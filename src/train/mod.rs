@@ -78,7 +78,7 @@ pub struct Args {
     #[arg(long, env = "LOCKSTEP_RESUME", value_parser = clap::builder::FalseyValueParser::new())]
     resume: bool,
     /// One batch through everything that a run does — load, forward, backward, optimizer, evaluation of a few images —
-    /// then tell shapes, memory and seconds, and write nothing.
+    /// then tell shapes, memory, traffic and seconds, and write nothing. On the CPU.
     #[arg(long, env = "LOCKSTEP_DRY_RUN", value_parser = clap::builder::FalseyValueParser::new())]
     dry_run: bool,
     /// Train on the same K batches over and over, augmented the same each time (as --set data.overfit_batches=K).
@@ -129,6 +129,12 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
 impl Args {
     /// Becomes the worker that tries one batch; returns only when that fails.
     fn try_one_batch(&self) -> Failure {
+        for (flag, is_given) in [("--devices", self.devices.trim() != "cpu"), ("--resume", self.resume)] {
+            if is_given {
+                let reason = format!("--dry-run tries one batch from the beginning, on the CPU: leave {flag} out");
+                return Failure::new(ExitCode::Usage, reason);
+            }
+        }
         let name = match self.recipe.load(self.kept().as_deref()) {
             Ok(_) => self.recipe.recipe.clone().or_else(|| self.kept()).unwrap_or_default(),
             Err(failure) => return failure,

@@ -65,7 +65,9 @@ pub fn put_into(model: &mut [Named], path: &Path, head: Head) -> Result<Vec<Stri
     let file =
         SafeTensors::deserialize(&bytes).map_err(|error| unfit(format!("no safetensors file: {error}; {CONVERT}")))?;
     let is_head = |name: &str| Group::of(name) == Some(Group::Head);
-    let remedy = |name: &str| if is_head(name) { OTHER_CLASSES } else { "another arch or width" };
+    let remedy = |name: &str, differs_in_classes: bool| {
+        if is_head(name) && differs_in_classes { OTHER_CLASSES } else { "another arch or width" }
+    };
     let mut kept = Vec::new();
     for named in model.iter_mut() {
         if head == Head::Replace && is_head(&named.name) {
@@ -78,7 +80,7 @@ pub fn put_into(model: &mut [Named], path: &Path, head: Head) -> Result<Vec<Stri
             }
             Ok(view) => {
                 let (have, want) = (view.shape(), &named.shape);
-                let remedy = remedy(&named.name);
+                let remedy = remedy(&named.name, view.shape().get(1..) == named.shape.get(1..));
                 return Err(unfit(format!("`{}` is {have:?}, the model's is {want:?}: {remedy}", named.name)));
             }
             Err(_) if is_head(&named.name) => {
@@ -198,6 +200,9 @@ mod tests {
         let wider = refused(&[named("conv1.weight", &[4, 3], 1.0), bias.clone(), weight.clone()]);
         assert!(wider.to_string().contains("`conv1.weight` is [4, 3], the model's is [2, 3]"), "{wider}");
         assert_eq!(wider.exit_code(), ExitCode::Data);
+        let narrow = [named("conv1.weight", &[2, 3], 1.0), bias.clone(), named("fc.weight", &[4, 3], 3.0)];
+        let narrow = refused(&narrow).to_string();
+        assert!(narrow.ends_with("`fc.weight` is [4, 3], the model's is [4, 2]: another arch or width"), "{narrow}");
         assert!(refused(&[bias.clone(), weight.clone()]).to_string().contains("`conv1.weight` is missing"));
         let more = refused(&[named("conv1.weight", &[2, 3], 1.0), named("conv2.weight", &[1], 0.0), bias, weight]);
         assert!(more.to_string().contains("`conv2.weight` is not in the model"), "{more}");

@@ -25,12 +25,27 @@ pub fn run(args: &ExportArgs) -> Result<(), Exit> {
     if args.ema {
         take_average(&mut loaded, &args.checkpoint)?;
     }
+    if args.format == ExportFormat::Safetensors {
+        spare(&args.out)?;
+    }
     let bytes = match args.format {
         ExportFormat::Safetensors => file(&loaded, args)?,
         ExportFormat::Huggingface => folder(&loaded, args)?,
     };
     eprintln!("{}: {bytes} bytes", args.out.display());
     Ok(())
+}
+
+/// What is there already is written over only if it is such a file.
+fn spare(out: &Path) -> Result<(), Exit> {
+    let is_ours = |bytes: &[u8]| safetensors::SafeTensors::read_metadata(bytes).is_ok();
+    match std::fs::read(out) {
+        Ok(bytes) if !bytes.is_empty() && !is_ours(&bytes) => {
+            let reason = format!("--out {}: there is a file that is no safetensors file; name another", out.display());
+            Err(Exit::new(ExitCode::CantCreate, reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The average of the weights in the place of the weights.

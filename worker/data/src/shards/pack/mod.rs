@@ -77,6 +77,12 @@ pub type Progress<'a> = dyn Fn(u64, u64) + Sync + 'a;
 pub fn pack(source: &Path, dest: &Path, options: &Options, progress: &Progress<'_>) -> Result<Packed, DataError> {
     let data = recipe::Data { path: source.to_string_lossy().into_owned(), ..recipe::Data::default() };
     let images = ImageFolder::open(&data)?;
+    if let (Ok(inside), Ok(outside)) = (std::path::absolute(dest), std::path::absolute(source))
+        && inside.starts_with(&outside)
+    {
+        let what = format!("it lies in {}, whose images are to be packed: name another", source.display());
+        return Err(ShardError::InTheWay { path: dest.to_owned(), what }.into());
+    }
     let write_error = |path: &Path| {
         let path = path.to_owned();
         move |source| DataError::Write { path, source }
