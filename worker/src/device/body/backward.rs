@@ -157,7 +157,11 @@ impl Body {
         let local = &frame.shard.local;
         let first = local.chunks.start + self.part.start as u32;
         let chunks = first..first + self.part.len() as u32;
-        let leaf = |leaf: &Tensor| copied(&leaf.f_narrow(0, start, len)?);
+        // The next part writes over them; behind the last one sums may be taken in place.
+        let leaf = |leaf: &Tensor| {
+            let own = leaf.f_narrow(0, start, len)?;
+            if is_last { Ok(own) } else { copied(&own) }
+        };
         let leaves = self.leaves[..self.part.len()].iter().map(leaf).collect::<Result<_, TorchError>>()?;
         grow(local.tree, &mut self.held[bucket], (chunks, leaves))?;
         if is_last && !self.is_ordered() {
