@@ -1,6 +1,7 @@
 //! Arguments, and the place that a launcher gave, made sense of.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use lockstep_coordinator::{Bound, Coordinator, CoordinatorConfig, CoordinatorError, run_dir};
 use lockstep_proto::exit::ExitCode;
@@ -41,7 +42,6 @@ impl Config {
     pub fn new(args: Args, place: &Place) -> Result<Self, Failure> {
         let mut recipe = args.recipe.load_for(&args.devices, args.kept().as_deref())?;
         let devices = spread(&devices(&args.devices, place), args.workers, gpu::num_visible())?;
-        known(&devices, gpu::num_visible())?;
         let num_workers = devices.len() as u32;
         let replicas: u32 = devices.iter().map(|devices| devices.split(',').count() as u32).sum();
         if u64::from(replicas) > recipe.train.batch {
@@ -57,6 +57,7 @@ impl Config {
             recipe.elastic.min_workers = num_workers;
         }
         let program = exec::worker_path()?;
+        ask(&program, &devices)?;
         let link_latest = args.run_dir.is_none();
         let run_dir = match (args.run_dir, args.resume) {
             (Some(dir), _) => dir,
@@ -108,7 +109,7 @@ pub fn devices(asked: &str, place: &Place) -> String {
 /// Numbers that do not fit (64).
 pub fn spread(devices: &str, workers: Option<u32>, num_gpus: usize) -> Result<Vec<String>, Failure> {
     let names: Vec<String> = match devices.trim() {
-        // Where there is none, `known` says so.
+        // Where there is none, the worker tells why.
         "all" => (0..num_gpus.max(1)).map(|ordinal| format!("cuda:{ordinal}")).collect(),
         list => list.split(',').map(|name| name.trim().to_owned()).collect(),
     };
@@ -130,37 +131,20 @@ pub fn spread(devices: &str, workers: Option<u32>, num_gpus: usize) -> Result<Ve
     }
 }
 
-/// Whether workers can have these devices: told before a run directory is made.
+/// Whether workers can have these devices: they are asked before a run directory is made. Replicas on the CPU always can.
 ///
 /// # Errors
-/// Names that are none (64); GPUs that are not there (78).
-fn known(devices: &[String], num_gpus: usize) -> Result<(), Failure> {
-    for name in devices.iter().flat_map(|list| list.split(',')).map(str::trim) {
-        let ordinal = match name {
-            "cpu" | "host" => continue,
-            "cuda" => Some(0),
-            _ => name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse::<usize>().ok()),
-        };
-        let Some(ordinal) = ordinal else {
-            let reason = format!(
-                "--devices: {name:?} is no device; expected cpu, cpu,cpu (two replicas), cuda:0, cuda:0,cuda:1, all, or \
-                 host (a device's course on the CPU)"
-            );
-            return Err(Failure::new(ExitCode::Usage, reason));
-        };
-        if num_gpus == 0 {
-            let reason = format!(
-                "--devices {name}: no GPU is visible to this process; `lockstep doctor` tells what is missing — NVIDIA's \
-                 driver, CUDA's half of libtorch, NCCL — and where each is looked for; a launcher gives a GPU if it is \
-                 asked to (Slurm: --gpus-per-node; Kubernetes: limits of nvidia.com/gpu; docker: --gpus all); or use \
-                 --devices cpu"
-            );
-            return Err(Failure::new(ExitCode::Config, reason));
-        }
-        if ordinal >= num_gpus {
-            let reason =
-                format!("--devices {name}: this process sees {num_gpus} GPUs: cuda:0 to cuda:{}", num_gpus - 1);
-            return Err(Failure::new(ExitCode::Config, reason));
+/// What the worker says.
+fn ask(program: &Path, devices: &[String]) -> Result<(), Failure> {
+    for list in devices.iter().filter(|list| list.split(',').any(|name| name.trim() != "cpu")) {
+        let asked = Command::new(program).args(["--log", "error", "doctor", "--check", list]).output();
+        let asked = asked
+            .map_err(|error| Failure::new(ExitCode::Config, format!("cannot start {}: {error}", program.display())))?;
+        if !asked.status.success() {
+            let said = String::from_utf8_lossy(&asked.stderr);
+            let reason = said.trim().strip_prefix("error: ").unwrap_or(said.trim()).to_owned();
+            let code = ExitCode::ALL.into_iter().find(|code| asked.status.code() == Some(code.code().into()));
+            return Err(Failure::new(code.unwrap_or(ExitCode::Config), reason));
         }
     }
     Ok(())
@@ -195,28 +179,9 @@ mod tests {
         assert_eq!(spread("cpu", None, 0).unwrap(), ["cpu"]);
         assert_eq!(spread("cpu,cpu", Some(2), 4).unwrap(), ["cpu,cpu", "cpu,cpu"]);
         assert_eq!(spread("all", None, 3).unwrap(), ["cuda:0", "cuda:1", "cuda:2"]);
-        assert_eq!(spread("all", None, 0).unwrap(), ["cuda:0"]);
+        assert_eq!(spread("all", None, 0).unwrap(), ["cuda:0"], "the worker tells why there is none");
         assert_eq!(spread("cuda:1, cuda:3", Some(2), 4).unwrap(), ["cuda:1", "cuda:3"]);
         assert_eq!(spread("cuda:0", Some(2), 1).unwrap(), ["cuda:0", "cuda:0"], "shared on purpose");
         assert!(spread("all", Some(2), 4).unwrap_err().contains("--workers 2 and 4 GPUs"));
-    }
-
-    #[test]
-    fn devices_that_are_none_or_not_there_are_refused() {
-        let known = |devices: &[&str], num_gpus| {
-            let devices: Vec<String> = devices.iter().map(|name| (*name).to_owned()).collect();
-            known(&devices, num_gpus).map_err(|failure| (failure.code, failure.reason))
-        };
-        for (devices, num_gpus) in [(&["cpu,cpu", "host"][..], 0), (&["cuda:0", "cuda:3"], 4), (&["cuda"], 1)] {
-            assert_eq!(known(devices, num_gpus), Ok(()), "{devices:?}");
-        }
-        for name in ["hosts", "cuda:", "cuda:x", "cpu,", ""] {
-            let (code, reason) = known(&[name], 4).unwrap_err();
-            assert!(code == ExitCode::Usage && reason.contains("is no device; expected cpu"), "{name}: {reason}");
-        }
-        let (code, reason) = known(&["cuda:0"], 0).unwrap_err();
-        assert!(code == ExitCode::Config && reason.ends_with("or use --devices cpu"), "{reason}");
-        let (code, reason) = known(&["cuda:4"], 4).unwrap_err();
-        assert!(code == ExitCode::Config && reason.ends_with("cuda:0 to cuda:3"), "{reason}");
     }
 }

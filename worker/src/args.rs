@@ -78,6 +78,9 @@ pub enum Command {
 /// `doctor`
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
+    /// Only say whether a worker can have these, as `worker --devices` would
+    #[arg(long, env = "LOCKSTEP_CHECK", value_name = "LIST", value_delimiter = ',')]
+    pub check: Option<Vec<String>>,
     /// How GPUs are found and used
     #[command(flatten)]
     pub cuda: CudaArgs,

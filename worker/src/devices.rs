@@ -7,7 +7,10 @@ use lockstep_proto::gpu;
 use crate::exit::Exit;
 
 /// The replicas' devices, checked.
-pub(crate) fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
+///
+/// # Errors
+/// A name that is none, or two of different kinds (64); a GPU that is not there (78).
+pub fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
     let mut devices = Vec::new();
     for name in names.iter().map(|name| name.trim()) {
         if name == "cpu" || name == "host" {
@@ -15,7 +18,10 @@ pub(crate) fn devices(names: &[String]) -> Result<Vec<String>, Exit> {
         } else if name == "all" || name == "cuda" || name.starts_with("cuda:") {
             devices.push(gpu_named(name, gpu::num_visible())?);
         } else {
-            let reason = format!("--devices: {name:?} is no device; expected cpu, a list such as cpu,cpu, or cuda:0");
+            let reason = format!(
+                "--devices: {name:?} is no device; expected cpu, cpu,cpu (two replicas), cuda:0, all, or host (a device's \
+                 course on the CPU)"
+            );
             return Err(Exit::new(ExitCode::Usage, reason));
         }
     }

@@ -28,6 +28,7 @@ pub mod checkpoint;
 pub mod compute;
 pub mod connect;
 pub mod device;
+pub mod devices;
 pub mod door;
 pub mod dry_run;
 pub mod evaluate_cmd;
@@ -43,7 +44,6 @@ pub mod sync;
 pub mod workshop;
 
 mod average;
-mod devices;
 mod evaluate;
 pub mod exec;
 mod load;

@@ -6,6 +6,7 @@ use std::io::IsTerminal as _;
 use clap::Parser as _;
 use lockstep_proto::exit::ExitCode;
 use lockstep_worker::args::{Arguments, BenchCommand, Command, DoctorArgs, WorkerArgs};
+use lockstep_worker::devices::devices;
 use lockstep_worker::exit::Exit;
 use lockstep_worker::session::{self, Session};
 use lockstep_worker::workshop::Replicas;
@@ -57,6 +58,9 @@ fn trace(filter: &str) -> Result<(), Exit> {
 
 /// Prints what there is for GPUs.
 fn doctor(args: &DoctorArgs) -> Result<(), Exit> {
+    if let Some(names) = &args.check {
+        return devices(names).map(drop);
+    }
     let report = lockstep_cuda::report(args.cuda.libtorch.as_deref(), args.nccl.clone(), args.cuda_driver.clone());
     let text = serde_json::to_string(&report);
     println!("{}", text.map_err(|error| Exit::new(ExitCode::Software, error.to_string()))?);
